@@ -1,0 +1,407 @@
+"""The records that the stages exchange, all frozen and validated at the file's edge."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Record(BaseModel):
+    """Base of every record: immutable, unknown keys refused, NaN and infinities refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Role(StrEnum):
+    """Who speaks in a chat turn."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class Message(Record):
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+
+class Dtype(StrEnum):
+    """Arithmetic of the engine."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+class CheckpointSpec(Record):
+    """A checkpoint as the user named it.
+
+    Attributes:
+        name: unique in a run; shown in reports.
+        source: a Hugging Face folder, a PEFT LoRA folder, or ``embedded:NAME``.
+        method: training method in the field's term (``sft``, ``dpo``, ``tbpo-q``...), shown only.
+        adapter: name of the adapter; ``auto`` recognises the source by its files.
+        base: base model of a LoRA, overriding the one its config names.
+        dtype: arithmetic in the engine.
+    """
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w][\w.+-]*$")
+    source: str = Field(min_length=1)
+    method: str = "unknown"
+    adapter: str = "auto"
+    base: str | None = None
+    dtype: Dtype = Dtype.BFLOAT16
+
+
+class Loadable(Record):
+    """A checkpoint made ready for an engine: a complete Hugging Face folder and its identity.
+
+    Attributes:
+        folder: path of a folder with config, safetensors and tokenizer.
+        weights_sha256: hash over tensor names, dtypes, shapes and bytes of what is loaded.
+        architecture: hash over what must agree for two checkpoints to share one engine.
+        template_sha256: hash of the chat template.
+        notes: what the adapter did or dropped, in words.
+    """
+
+    spec: CheckpointSpec
+    folder: str
+    weights_sha256: str
+    architecture: str
+    template_sha256: str
+    notes: tuple[str, ...] = ()
+
+
+class Sampling(Record):
+    """Sampling parameters of a suite; ``temperature`` 0 is greedy decoding."""
+
+    temperature: float = Field(ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(ge=1)
+    samples: int = Field(default=1, ge=1)
+
+
+class Instruction(Record):
+    """One verifiable constraint in IFEval's terms (Zhou et al., 2023, arXiv 2311.07911)."""
+
+    id: str
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class Expected(StrEnum):
+    """What a decent assistant does with a prompt of an HH suite."""
+
+    ANSWER = "answer"
+    REFUSE = "refuse"
+
+
+class Example(Record):
+    """One prompt of a suite with what is known about its answers.
+
+    Attributes:
+        id: unique in its suite; also the independent unit of every bootstrap.
+        messages: the chat up to and including the user turn to be answered.
+        reference: a good answer (the data set's own), for overlap and win rates.
+        rejected: a worse answer, for preference accuracy.
+        subset: a named part of the suite, such as ``helpful``.
+        instructions: constraints that the answer must keep.
+        expected: whether the prompt should be answered or refused.
+    """
+
+    id: str = Field(min_length=1)
+    messages: tuple[Message, ...] = Field(min_length=1)
+    reference: str | None = None
+    rejected: str | None = None
+    subset: str | None = None
+    instructions: tuple[Instruction, ...] = ()
+    expected: Expected | None = None
+
+
+class SuiteExample(Record):
+    """An example as it was run, kept in the run folder so that the folder can be read alone."""
+
+    suite: str
+    example: Example
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended: end-of-sequence token, or the token limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Generation(Record):
+    """One sampled answer.
+
+    Attributes:
+        weights_sha256: the checkpoint's weight hash at the time of generation.
+        sample: 0-based index among the samples of one prompt.
+        prompt_tokens, tokens: lengths in tokens; ``tokens`` counts the end-of-sequence token.
+        entropy: mean over generated tokens of the entropy, in nats, of the model's next-token
+            distribution over its whole vocabulary, before temperature and truncation.
+    """
+
+    checkpoint: str
+    weights_sha256: str
+    suite: str
+    example_id: str
+    sample: int = Field(ge=0)
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int = Field(ge=1)
+    tokens: int = Field(ge=0)
+    entropy: float | None = Field(ge=0.0)
+
+
+class Score(Record):
+    """One number about one answer, or about one prompt where ``sample`` is None.
+
+    A missing value is None with a ``reason``; it is excluded and counted, never read as zero.
+    ``weight`` is the value's share in the mean, such as the number of instructions behind it.
+    """
+
+    checkpoint: str
+    suite: str
+    metric: str
+    example_id: str
+    sample: int | None = None
+    value: float | None
+    weight: float = Field(default=1.0, gt=0.0)
+    reason: str | None = None
+
+
+class Outcome(StrEnum):
+    """Verdict of a pairwise judge on the candidate; INVALID when no verdict could be had."""
+
+    WIN = "win"
+    TIE = "tie"
+    LOSS = "loss"
+    INVALID = "invalid"
+
+
+REFERENCE = "reference"
+"""Name of the baseline that stands for the suite's own reference answers."""
+
+
+class Judgment(Record):
+    """Verdict on one pair of answers to one prompt.
+
+    Attributes:
+        baseline: a checkpoint's name, or ``reference``.
+        preference: probability or degree in [0, 1] that the candidate is better; None if INVALID.
+        length_difference: candidate's length minus baseline's, in characters.
+        reason: why the verdict is INVALID.
+    """
+
+    suite: str
+    judge: str
+    candidate: str
+    baseline: str
+    example_id: str
+    outcome: Outcome
+    preference: Probability | None
+    length_difference: int
+    reason: str | None = None
+
+
+class Estimate(Record):
+    """A statistic with its interval; no bare floats leave the statistics.
+
+    Attributes:
+        value: point estimate; None when nothing could be estimated.
+        low, high: bounds of the interval at ``level``; None when undefined.
+        n: observations used. clusters: independent units (prompts) among them.
+        missing: observations that should exist and do not.
+        method: how value and interval were obtained.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    level: float = 0.95
+    n: int
+    clusters: int
+    missing: int = 0
+    method: str
+
+
+class Direction(StrEnum):
+    """Which way a metric is better; NEITHER for descriptive ones such as length."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    NEITHER = "neither"
+
+
+class Status(StrEnum):
+    """State of a run folder."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+
+
+class Counts(Record):
+    """Expected and present records of a run."""
+
+    expected: int
+    present: int
+
+
+class MetricInfo(Record):
+    """What a metric key means: shown in reports, read by the gate."""
+
+    key: str
+    title: str
+    unit: str
+    direction: Direction
+    definition: str
+
+
+class JudgeInfo(Record):
+    """A judge's identity and how far it can be trusted.
+
+    Attributes:
+        agreement: agreement with human labels; None where the rule defines the verdict.
+        measured_on: the data behind ``agreement``.
+        lead_metrics: metrics the report shows first where the judge is no better than chance.
+        judges_reference: whether verdicts against the suite's reference answers are expected.
+    """
+
+    name: str
+    title: str
+    definition: str
+    agreement: Estimate | None = None
+    measured_on: str | None = None
+    identity: str
+    lead_metrics: tuple[str, ...] = ()
+    judges_reference: bool = True
+
+    @property
+    def no_better_than_chance(self) -> bool:
+        """Whether the agreement's interval contains one half (or it has none)."""
+        found = self.agreement
+        return found is not None and (found.low is None or found.low <= 0.5)
+
+
+class SuiteCard(Record):
+    """A suite as it was run."""
+
+    name: str
+    version: int
+    title: str
+    content_sha256: str
+    examples: int
+    sampling: Sampling
+    metrics: tuple[MetricInfo, ...]
+    judges: tuple[str, ...]
+    primary: tuple[str, ...]
+    has_reference: bool
+    licence: str
+
+
+class RunManifest(Record):
+    """What a run is, so that it can be repeated, and what state it is in.
+
+    ``run_key`` hashes everything that decides the results: weight and template hashes, suite
+    contents, sampling, seed, engine settings. A folder with another key belongs to another run.
+    """
+
+    schema_version: Literal[1] = 1
+    run_key: str
+    status: Status
+    created: str
+    seed: int
+    checkpoints: tuple[Loadable, ...]
+    suites: tuple[SuiteCard, ...]
+    judges: tuple[JudgeInfo, ...]
+    engine: dict[str, Any]
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    git_commit: str | None
+    counts: dict[str, Counts]
+    events: tuple[dict[str, Any], ...] = ()
+
+
+class MetricResult(Record):
+    """A metric of one checkpoint on one suite."""
+
+    suite: str
+    metric: MetricInfo
+    primary: bool
+    checkpoint: str
+    estimate: Estimate
+
+
+class MetricDifference(Record):
+    """Candidate minus baseline on the prompts both have, paired by prompt."""
+
+    suite: str
+    metric: MetricInfo
+    primary: bool
+    candidate: str
+    baseline: str
+    estimate: Estimate
+
+
+class WinRate(Record):
+    """Pairwise verdicts of one judge: candidate against a checkpoint or the reference answers.
+
+    Attributes:
+        estimate: (wins + ties/2) / (wins + ties + losses).
+        length_controlled: predicted win rate at equal length; None where it cannot be fitted.
+        mean_length_difference: candidate minus baseline, characters.
+        invalid: judgments without a verdict or absent; excluded from the estimates.
+    """
+
+    suite: str
+    judge: str
+    candidate: str
+    baseline: str
+    wins: int
+    ties: int
+    losses: int
+    invalid: int
+    estimate: Estimate
+    length_controlled: Estimate | None
+    mean_length_difference: float | None
+
+
+class SampleAnswers(Record):
+    """Answers of all checkpoints to one prompt, side by side."""
+
+    suite: str
+    example_id: str
+    prompt: str
+    reference: str | None
+    answers: dict[str, str]
+
+
+class Comparison(Record):
+    """Everything a report shows, computed from a run folder alone.
+
+    ``gaps`` names in words whatever is missing; a comparison with gaps is not complete.
+    """
+
+    schema_version: Literal[1] = 1
+    manifest: RunManifest
+    gaps: tuple[str, ...]
+    metrics: tuple[MetricResult, ...]
+    differences: tuple[MetricDifference, ...]
+    win_rates: tuple[WinRate, ...]
+    samples: tuple[SampleAnswers, ...]
+    resamples: int
+    seed: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expected record is there."""
+        return not self.gaps
