@@ -1,0 +1,242 @@
+"""Suites: a YAML declaration and a JSONL file, loaded and checked before any engine starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from harness.errors import DataError, InputError, unknown_name
+from harness.files import packaged, sha256_json
+from harness.types import Example, Message, Record, Role, Sampling
+
+
+class DataRef(Record):
+    """Where a suite's examples are, relative to its YAML, and under which licence."""
+
+    path: str
+    licence: str
+
+
+class Fields(Record):
+    """Which fields of a data row hold what.
+
+    ``user`` is a template for rows without ``messages``: ``{title}`` and the like stand for the
+    row's own fields.
+    """
+
+    user: str | None = None
+    reference: str | None = None
+    rejected: str | None = None
+
+
+class SuiteSpec(Record):
+    """A suite's declaration.
+
+    Attributes:
+        metrics, judges: names registered under ``tbpo.metrics`` and ``tbpo.judges``.
+        primary: metric keys that the gate and the summary look at.
+    """
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    version: int = Field(ge=1)
+    title: str
+    description: str
+    data: DataRef
+    fields: Fields = Fields()
+    sampling: Sampling
+    metrics: tuple[str, ...] = Field(min_length=1)
+    judges: tuple[str, ...] = ()
+    primary: tuple[str, ...] = Field(min_length=1)
+    citation: str = ""
+
+
+class Suite(Record):
+    """A declaration with its examples and the hash of both."""
+
+    spec: SuiteSpec
+    examples: tuple[Example, ...]
+    content_sha256: str
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "mini": ("instruction_following", "hh", "summarization", "diversity")
+}
+"""Names that stand for several suites."""
+
+
+def validation_text(error: ValidationError) -> str:
+    """Return a validation error as one line: field, problem, given value."""
+    parts = []
+    for problem in error.errors():
+        where = ".".join(str(p) for p in problem["loc"]) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"unknown key '{where}'")
+        else:
+            parts.append(f"{where}: {problem['msg']} (given: {str(problem['input'])[:80]!r})")
+    return "; ".join(parts)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML mapping; an InputError says where the file is broken."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a mapping of keys, not {type(value).__name__}")
+    return value
+
+
+def known_suites() -> dict[str, Path]:
+    """Return the packaged suites by name."""
+    return {path.stem: path for path in sorted(packaged().glob("*.yaml")) if path.stem != "gate"}
+
+
+def resolve_names(names: Sequence[str]) -> list[Path]:
+    """Return the YAML files that ``names`` stand for: groups, suite names, or paths to YAML.
+
+    Raises:
+        InputError: unknown name (the known ones are listed).
+    """
+    known = known_suites()
+    found: dict[Path, None] = {}
+    for name in names:
+        if name in GROUPS:
+            found |= dict.fromkeys(known[n] for n in GROUPS[name])
+        elif name in known:
+            found[known[name]] = None
+        elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
+            found[Path(name)] = None
+        else:
+            raise unknown_name("suite", name, [*known, *GROUPS])
+    return list(found)
+
+
+def _line_objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    rows = []
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            row = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(path, number, f"not valid UTF-8 at byte {error.start}") from error
+        except json.JSONDecodeError as error:
+            problem = f"not valid JSON: {error.msg} at column {error.colno}"
+            raise DataError(path, number, problem) from error
+        if not isinstance(row, dict):
+            raise DataError(path, number, f"expected an object, found {type(row).__name__}")
+        rows.append((number, row))
+    return rows
+
+
+def _messages(row: dict[str, Any], fields: Fields) -> list[dict[str, Any]]:
+    if fields.user is None:
+        if "messages" not in row:
+            raise KeyError("messages")
+        given: list[dict[str, Any]] = row["messages"]
+        return given
+    return [{"role": Role.USER, "content": fields.user.format_map(row)}]
+
+
+def _check_roles(messages: Sequence[Message]) -> None:
+    roles = [m.role for m in messages if m.role != Role.SYSTEM]
+    for place, role in enumerate(roles):
+        expected = Role.USER if place % 2 == 0 else Role.ASSISTANT
+        if role != expected:
+            raise ValueError(f"turn {place + 1} is by '{role}', expected '{expected}'")
+    if not roles or roles[-1] != Role.USER:
+        raise ValueError("the last turn must be the user's")
+    if any(not m.content.strip() for m in messages):
+        raise ValueError("a turn is empty")
+
+
+def _example(row: dict[str, Any], fields: Fields) -> Example:
+    values: dict[str, Any] = {
+        key: row[key] for key in ("id", "subset", "expected", "instructions") if key in row
+    }
+    values["messages"] = _messages(row, fields)
+    for target in ("reference", "rejected"):
+        source = getattr(fields, target)
+        if source is not None:
+            values[target] = row[source]
+    example = Example.model_validate(values)
+    _check_roles(example.messages)
+    return example
+
+
+def _examples(path: Path, fields: Fields) -> tuple[Example, ...]:
+    examples: dict[str, Example] = {}
+    for number, row in _line_objects(path):
+        try:
+            example = _example(row, fields)
+        except KeyError as error:
+            raise DataError(path, number, f"field {error} is missing") from error
+        except ValidationError as error:
+            raise DataError(path, number, validation_text(error)) from error
+        except ValueError as error:
+            raise DataError(path, number, str(error)) from error
+        if example.id in examples:
+            raise DataError(path, number, f"example id '{example.id}' occurs twice")
+        examples[example.id] = example
+    if not examples:
+        raise DataError(path, None, "the suite is empty: no example found")
+    return tuple(examples.values())
+
+
+def load_suite(path: Path) -> Suite:
+    """Load and check one suite.
+
+    Raises:
+        InputError: unknown or wrong key in the YAML, unreadable file.
+        DataError: a wrong row (file and line are named), a duplicate id, an empty suite.
+    """
+    try:
+        spec = SuiteSpec.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: {validation_text(error)}") from error
+    examples = _examples(path.parent / spec.data.path, spec.fields)
+    content = [spec.model_dump(mode="json"), [e.model_dump(mode="json") for e in examples]]
+    return Suite(spec=spec, examples=examples, content_sha256=sha256_json(content))
+
+
+def load_suites(names: Sequence[str], limit: int | None = None) -> list[Suite]:
+    """Load suites by group, name or path; ``limit`` keeps the first examples of each.
+
+    Raises:
+        InputError: unknown suite, no suite, or two suites of one name.
+    """
+    suites = [load_suite(path) for path in resolve_names(names)]
+    if not suites:
+        raise InputError(f"no suite given. Known: {', '.join([*known_suites(), *GROUPS])}.")
+    seen = [s.spec.name for s in suites]
+    if len(set(seen)) < len(seen):
+        raise InputError(f"two suites have one name: {', '.join(sorted(seen))}")
+    return suites if limit is None else [limited(s, limit) for s in suites]
+
+
+def limited(suite: Suite, limit: int) -> Suite:
+    """Return the suite cut to about ``limit`` examples, evenly over its subsets."""
+    taken: dict[str | None, int] = {}
+    kept = []
+    subsets = {e.subset for e in suite.examples}
+    quota = -(-limit // len(subsets))
+    for example in suite.examples:
+        taken[example.subset] = taken.get(example.subset, 0) + 1
+        if taken[example.subset] <= quota:
+            kept.append(example)
+    tag = f"{suite.content_sha256}:{limit}"
+    digest = hashlib.sha256(tag.encode()).hexdigest()
+    return Suite(spec=suite.spec, examples=tuple(kept), content_sha256=digest)
