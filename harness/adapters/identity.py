@@ -1,0 +1,100 @@
+"""Hashes that say which checkpoint a folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from harness.errors import CheckpointError
+from harness.files import cache_root, read_json, sha256_json, write_atomic
+
+SHAPE_KEYS = (
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "max_position_embeddings",
+)
+"""Configuration entries that decide whether two checkpoints can share one engine."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a Hugging Face folder, sorted by name."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"{folder} has no *.safetensors file. Give a folder written by save_pretrained."
+        )
+    return files
+
+
+def _stat_key(files: list[Path]) -> str:
+    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return sha256_json(facts)
+
+
+def _hash_bytes(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(file.name.encode())
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return a hash over the names and bytes of a folder's safetensors files.
+
+    The result is remembered in the cache under each file's path, size and modification time, so
+    that an unchanged folder of many gigabytes is read once.
+    """
+    files = weight_files(folder)
+    memo = cache_root() / "hashes" / f"{_stat_key(files)}.json"
+    if memo.is_file():
+        return str(read_json(memo)["sha256"])
+    value = _hash_bytes(files)
+    write_atomic(memo, json.dumps({"sha256": value, "files": [str(f) for f in files]}))
+    return value
+
+
+def architecture_key(folder: Path) -> str:
+    """Return a hash over what must agree for two checkpoints to share one engine."""
+    config = read_json(folder / "config.json")
+    return sha256_json({key: config.get(key) for key in SHAPE_KEYS})
+
+
+def template_text(folder: Path) -> str | None:
+    """Return the chat template stored in a folder, or None where it has none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        template = read_json(settings).get("chat_template")
+        return template if isinstance(template, str) else None
+    return None
+
+
+def template_sha256(folder: Path) -> str:
+    """Return the hash of a folder's chat template.
+
+    Raises:
+        CheckpointError: the folder has no chat template, so prompts cannot be rendered.
+    """
+    template = template_text(folder)
+    if template is None:
+        raise CheckpointError(
+            f"{folder} has no chat template (chat_template.jinja or tokenizer_config.json). "
+            "Save the tokenizer that the checkpoint was trained with into the folder."
+        )
+    return hashlib.sha256(template.encode()).hexdigest()

