@@ -1,0 +1,72 @@
+"""From a run folder to a comparison, and comparisons in words for a terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from harness.compare import compare
+from harness.files import write_atomic
+from harness.gate import GateOutcome
+from harness.store import EXAMPLES, GENERATIONS, JUDGMENTS, SCORES, read_run
+from harness.types import Comparison, Estimate, Example
+
+COMPARISON = "comparison.json"
+
+
+def compare_run(path: Path) -> Comparison:
+    """Return the comparison of a run folder, complete or not, and keep it as comparison.json.
+
+    Raises:
+        RunFolderError: there is no run at ``path``, or its records contradict its manifest.
+        DataError: a record is not readable (file and line are named).
+    """
+    folder = read_run(path)
+    examples: dict[str, list[Example]] = defaultdict(list)
+    for row in folder.records(EXAMPLES):
+        examples[row.suite].append(row.example)
+    comparison = compare(
+        folder.manifest,
+        folder.records(SCORES),
+        folder.records(JUDGMENTS),
+        folder.records(GENERATIONS),
+        examples,
+    )
+    write_atomic(path / COMPARISON, comparison.model_dump_json(indent=1) + "\n")
+    return comparison
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """Return ``value [low, high]``, or why there is none."""
+    if estimate is None or estimate.value is None:
+        return "no data"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f} [no interval]"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def summary_text(comparison: Comparison) -> str:
+    """Return primary metrics and win rates as plain text."""
+    lines = [f"INCOMPLETE: {gap}" for gap in comparison.gaps]
+    for result in comparison.metrics:
+        if result.primary:
+            name = f"{result.suite} {result.metric.key}"
+            lines.append(f"{name:45} {result.checkpoint:16} {estimate_text(result.estimate)}")
+    for rate in comparison.win_rates:
+        name = f"{rate.suite} win rate ({rate.judge})"
+        pair = f"{rate.candidate} vs {rate.baseline}"
+        counts = f"{rate.wins}/{rate.ties}/{rate.losses} W/T/L"
+        lines.append(f"{name:45} {pair:24} {estimate_text(rate.estimate)}  {counts}")
+    return "\n".join(lines)
+
+
+def gate_text(outcome: GateOutcome) -> str:
+    """Return the gate's decision, one line a rule."""
+    lines = [f"{outcome.candidate} against {outcome.baseline}: {outcome.verdict.upper()}"]
+    for row in outcome.rows:
+        target = row.rule.metric or f"win rate by {row.rule.win_rate}"
+        lines.append(
+            f"  {row.verdict:12} {row.rule.suite}/{target}  {estimate_text(row.estimate)}  "
+            f"margin {row.rule.margin:g}  {row.reason}"
+        )
+    return "\n".join(lines)

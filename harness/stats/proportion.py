@@ -1,0 +1,31 @@
+"""Intervals of a proportion."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from harness.types import Estimate
+
+
+def wilson(successes: float, n: int, *, level: float = 0.95, missing: int = 0) -> Estimate:
+    """Return a proportion with its Wilson score interval; ties may count one half.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    if n == 0:
+        return Estimate(value=None, level=level, n=0, clusters=0, missing=missing, method="wilson")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(
+        value=share,
+        low=max(0.0, min(share, centre - half)),
+        high=min(1.0, max(share, centre + half)),
+        level=level,
+        n=n,
+        clusters=n,
+        missing=missing,
+        method="wilson",
+    )
