@@ -1,0 +1,56 @@
+"""Length of the answers: descriptive, and the first thing to hold against a win rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.metrics import answer_score, by_answer
+from harness.types import Direction, Example, FinishReason, Generation, MetricInfo, Score
+
+LENGTH_INFO = (
+    MetricInfo(
+        key="tokens",
+        title="Length",
+        unit="tokens",
+        direction=Direction.NEITHER,
+        definition="Tokens of the answer in the checkpoint's own tokenizer, end-of-sequence "
+        "token included.",
+    ),
+    MetricInfo(
+        key="characters",
+        title="Length in characters",
+        unit="characters",
+        direction=Direction.NEITHER,
+        definition="Characters of the answer without leading and trailing space.",
+    ),
+    MetricInfo(
+        key="truncated",
+        title="Cut at the token limit",
+        unit="share",
+        direction=Direction.NEITHER,
+        definition="Share of answers that ended at the suite's token limit and not at an "
+        "end-of-sequence token.",
+    ),
+)
+
+
+def _values(answer: Generation) -> dict[str, float]:
+    return {
+        "tokens": answer.tokens,
+        "characters": len(answer.text.strip()),
+        "truncated": float(answer.finish_reason == FinishReason.LENGTH),
+    }
+
+
+class Length:
+    """``tokens``, ``characters`` and ``truncated`` of every answer."""
+
+    info = LENGTH_INFO
+
+    def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
+        """Return three scores for each answer."""
+        return [
+            answer_score(answer, key, value)
+            for _, answer in by_answer(examples, generations)
+            for key, value in _values(answer).items()
+        ]

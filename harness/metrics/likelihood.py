@@ -1,0 +1,104 @@
+"""Preference accuracy: what a checkpoint's likelihoods say about better and worse answers.
+
+The log-probabilities come from a stage of their own that runs the model over both answers; here
+are only the scores that follow from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.types import Direction, Example, Generation, MetricInfo, Score
+
+PREFERENCE_INFO = (
+    MetricInfo(
+        key="preference_accuracy",
+        title="Preference accuracy",
+        unit="share",
+        direction=Direction.HIGHER,
+        definition="Share of pairs whose better answer gained more log-probability over the base "
+        "checkpoint than the worse one, ties counting one half.",
+    ),
+    MetricInfo(
+        key="preference_margin",
+        title="Implicit-reward margin",
+        unit="nats",
+        direction=Direction.HIGHER,
+        definition="Gain in log-probability over the base checkpoint of the better answer minus "
+        "that of the worse one, summed over the tokens of each.",
+    ),
+    MetricInfo(
+        key="likelihood_accuracy",
+        title="Likelihood accuracy",
+        unit="share",
+        direction=Direction.HIGHER,
+        definition="Share of pairs whose better answer has the higher log-probability, summed "
+        "over tokens and without a base; ties count one half, and the shorter answer is favoured.",
+    ),
+)
+
+LogProbs = tuple[float, float]
+"""Sums of token log-probabilities in nats given the prompt: (better answer, worse answer)."""
+
+
+def _share(margin: float) -> float:
+    return 0.5 if margin == 0 else float(margin > 0)
+
+
+def _against_base(row: LogProbs, base: LogProbs | None) -> dict[str, float | None]:
+    if base is None:
+        return {"preference_accuracy": None, "preference_margin": None}
+    margin = (row[0] - base[0]) - (row[1] - base[1])
+    return {"preference_accuracy": _share(margin), "preference_margin": margin}
+
+
+def preference_scores(
+    checkpoint: str,
+    suite: str,
+    rows: Mapping[str, LogProbs],
+    base_rows: Mapping[str, LogProbs] | None,
+) -> list[Score]:
+    """Return the scores of one checkpoint on the pairs of one suite, in the order of ``rows``.
+
+    The implicit reward of an answer y is log pi(y|x) - log pi_base(y|x), DPO's without its factor
+    beta, which no comparison depends on; the margin is that of the better answer minus that of
+    the worse one.
+
+    Args:
+        checkpoint: its name.
+        suite: the suite's name.
+        rows: by example id, what the checkpoint gives both answers.
+        base_rows: the same by the base checkpoint. None for the base itself: its implicit reward
+            is zero by definition, so it has ``likelihood_accuracy`` only.
+
+    Source: Rafailov et al. (2023), "Direct Preference Optimization", arXiv 2305.18290, eq. 5.
+    """
+    scores = []
+    for example_id, row in rows.items():
+        values: dict[str, float | None] = {}
+        if base_rows is not None:
+            values = _against_base(row, base_rows.get(example_id))
+        values["likelihood_accuracy"] = _share(row[0] - row[1])
+        scores += [_score(checkpoint, suite, example_id, *item) for item in values.items()]
+    return scores
+
+
+def _score(checkpoint: str, suite: str, example_id: str, metric: str, value: float | None) -> Score:
+    return Score(
+        checkpoint=checkpoint,
+        suite=suite,
+        metric=metric,
+        example_id=example_id,
+        value=value,
+        reason="the base checkpoint has no log-probabilities here" if value is None else None,
+    )
+
+
+class PreferenceAccuracy:
+    """The family's place among the metrics: it names the keys, `preference_scores` fills them."""
+
+    info = PREFERENCE_INFO
+
+    def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
+        """Return nothing: these scores are about the suite's own answers, not about generations."""
+        return []
