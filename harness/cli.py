@@ -1,0 +1,310 @@
+"""Command line: parse, call, print, exit code. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness import __version__
+from harness.errors import InputError, TbpoError
+
+if TYPE_CHECKING:
+    from harness.plan import RunConfig
+
+CHECKPOINT_HELP = (
+    "NAME=SOURCE[,method=M][,base=FOLDER][,dtype=D]; SOURCE is a Hugging Face folder, a PEFT LoRA "
+    "folder or embedded:NAME. Repeat it; the first is the base that differences are taken against."
+)
+DEMO_CHECKPOINTS = (
+    ("base", "embedded:smollm2-135m-instruct", "instruct"),
+    ("dpo", "embedded:dpo", "dpo"),
+    ("tbpo-q", "embedded:tbpo-q", "tbpo-q"),
+    ("tbpo-a", "embedded:tbpo-a", "tbpo-a"),
+)
+
+output_option = click.option(
+    "--output", type=click.Path(path_type=Path), help="Run folder to write or go on with."
+)
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="Only about this many examples of each suite."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+run_argument = click.argument("run_folder", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tbpo")
+@click.option("-v", "--verbose", is_flag=True, help="More log lines on stderr.")
+def cli(verbose: bool) -> None:
+    """Compare preference-optimised language-model checkpoints on one engine start."""
+    logging.basicConfig(
+        level=logging.ERROR,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    logging.getLogger("harness").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def parse_checkpoint(text: str) -> dict[str, str]:
+    """Return the fields of ``NAME=SOURCE[,key=value...]``.
+
+    Raises:
+        InputError: no name, no source, or a part that is not key=value.
+    """
+    head, *rest = text.split(",")
+    name, found, source = head.partition("=")
+    if not (found and name and source):
+        raise InputError(f"--checkpoint '{text}': expected NAME=SOURCE[,key=value...]")
+    fields = {"name": name, "source": source}
+    for part in rest:
+        key, found, value = part.partition("=")
+        if not (found and key and value):
+            raise InputError(f"--checkpoint '{text}': '{part}' is not key=value")
+        fields[key] = value
+    return fields
+
+
+def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
+    """Return the run's configuration: a YAML file's keys, overridden by what the options give.
+
+    Raises:
+        InputError: unknown or wrong key, or a value that is required and absent.
+    """
+    from pydantic import ValidationError
+
+    from harness.plan import RunConfig
+    from harness.suites import read_yaml, validation_text
+
+    values = read_yaml(path) if path is not None else {}
+    values |= {key: value for key, value in given.items() if value not in (None, (), [])}
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        where = str(path) if path is not None else "options"
+        raise InputError(f"{where}: {validation_text(error)}") from error
+
+
+def _run(config: RunConfig) -> None:
+    from harness.engines.environment import (
+        hide_mismatched_builds,
+        restart_with_engine_environment,
+    )
+
+    if not _is_complete(config.output):
+        restart_with_engine_environment()
+    hide_mismatched_builds()
+    from harness.pipeline import run
+
+    _render(run(config))
+
+
+def _is_complete(folder: Path) -> bool:
+    from harness.store import MANIFEST, RunFolder
+    from harness.types import Status
+
+    return (folder / MANIFEST).is_file() and RunFolder(folder).manifest.status == Status.COMPLETE
+
+
+def _render(folder: Path) -> None:
+    from harness.reading import compare_run
+    from harness.report import render
+
+    comparison = compare_run(folder)
+    files = render(comparison, folder)
+    for gap in comparison.gaps:
+        logging.getLogger("harness").warning("incomplete: %s", gap)
+    click.echo(f"report: {files.html}")
+
+
+@cli.command()
+@output_option
+@limit_option
+def demo(output: Path | None, limit: int | None) -> None:
+    """Compare the embedded model with three checkpoints trained from it; write a report."""
+    given = {
+        "checkpoints": [{"name": n, "source": s, "method": m} for n, s, m in DEMO_CHECKPOINTS],
+        "suites": ["mini"],
+        "output": output or Path("results") / (f"demo-{limit}" if limit else "demo"),
+        "limit": limit,
+    }
+    _run(build_config(None, given))
+
+
+@cli.command(name="run")
+@click.option("--checkpoint", "checkpoints", multiple=True, metavar="SPEC", help=CHECKPOINT_HELP)
+@click.option("--suite", "suites", multiple=True, help="Suite, group or YAML file. Repeat it.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with these options as keys.")
+@output_option
+@limit_option
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of all sampling (default 0).")
+@click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens.")
+def run_command(
+    checkpoints: tuple[str, ...],
+    suites: tuple[str, ...],
+    config: Path | None,
+    output: Path | None,
+    limit: int | None,
+    seed: int | None,
+    max_model_len: int | None,
+) -> None:
+    """Evaluate checkpoints on suites through one engine start; write a report."""
+    given = {
+        "checkpoints": [parse_checkpoint(text) for text in checkpoints],
+        "suites": list(suites),
+        "output": output,
+        "limit": limit,
+        "seed": seed,
+        "max_model_len": max_model_len,
+    }
+    _run(build_config(config, given))
+
+
+@cli.command()
+@run_argument
+@json_option
+def compare(run_folder: Path, as_json: bool) -> None:
+    """Compare the checkpoints of a run: metrics, differences and win rates with intervals."""
+    from harness.reading import compare_run, summary_text
+
+    comparison = compare_run(run_folder)
+    click.echo(comparison.model_dump_json(indent=2) if as_json else summary_text(comparison))
+
+
+@cli.command()
+@run_argument
+def report(run_folder: Path) -> None:
+    """Render report.html and report.md from a run folder, complete or not."""
+    _render(run_folder)
+
+
+@cli.command()
+@click.argument("candidate")
+@click.option("--baseline", required=True, help="Checkpoint to be no worse than.")
+@click.option(
+    "--run",
+    "run_folder",
+    type=click.Path(path_type=Path),
+    default=Path("results/demo"),
+    show_default=True,
+    help="Run folder that holds both.",
+)
+@click.option("--rules", type=click.Path(path_type=Path), help="YAML of margins.")
+@json_option
+def gate(
+    candidate: str, baseline: str, run_folder: Path, rules: Path | None, as_json: bool
+) -> None:
+    """Decide whether CANDIDATE is no worse than the baseline.
+
+    Exit code 0: pass; 1: regression; 3: inconclusive, which includes any missing data.
+    """
+    from harness.gate import decide, load_rules
+    from harness.reading import compare_run, gate_text
+
+    outcome = decide(compare_run(run_folder), candidate, baseline, load_rules(rules))
+    click.echo(outcome.model_dump_json(indent=2) if as_json else gate_text(outcome))
+    sys.exit(outcome.exit_code)
+
+
+@cli.command()
+@click.option("--objective", required=True, help="dpo, tbpo-q, tbpo-a or an installed one.")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="HH-format preference JSONL (plain or .gz). Repeat it.",
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Adapter folder.")
+@click.option("--base", default="embedded:smollm2-135m-instruct", show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--learning-rate", type=float, default=5e-4, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--holdout", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--max-prompt", type=click.IntRange(min=8), default=160, show_default=True)
+@click.option("--max-response", type=click.IntRange(min=4), default=96, show_default=True)
+@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Objective's option.")
+@json_option
+def train(
+    objective: str,
+    pairs: tuple[Path, ...],
+    output: Path,
+    base: str,
+    options: tuple[str, ...],
+    as_json: bool,
+    **numbers: Any,
+) -> None:
+    """Train a small LoRA checkpoint on preference pairs."""
+    from harness.engines.environment import hide_mismatched_builds
+
+    hide_mismatched_builds()
+    from harness.adapters import prepare
+    from harness.training.trainer import Recipe, train
+    from harness.types import CheckpointSpec
+
+    folder = Path(prepare(CheckpointSpec(name="base", source=base)).folder)
+    recipe = Recipe(objective=objective, options=_objective_options(options), **numbers)
+    manifest = train(recipe, folder, pairs, output)
+    click.echo(json.dumps(manifest, indent=2) if as_json else f"adapter: {output}")
+
+
+def _objective_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for pair in pairs:
+        key, found, value = pair.partition("=")
+        if not found:
+            raise InputError(f"--set '{pair}': expected KEY=VALUE")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@json_option
+def suites(names: tuple[str, ...], as_json: bool) -> None:
+    """List suites, or check and describe the given ones."""
+    from harness.suites import known_suites, load_suites
+
+    loaded = load_suites(names or tuple(known_suites()))
+    if as_json:
+        rows = [
+            s.spec.model_dump(mode="json")
+            | {"examples": len(s.examples), "content_sha256": s.content_sha256}
+            for s in loaded
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for suite in loaded:
+        spec = suite.spec
+        click.echo(f"{spec.name}  v{spec.version}  {len(suite.examples)} examples  {spec.title}")
+        if names:
+            click.echo(f"  {spec.description}\n  metrics: {', '.join(spec.metrics)}")
+            click.echo(f"  judges: {', '.join(spec.judges) or 'none'}")
+            click.echo(f"  first prompt: {suite.examples[0].messages[-1].content[:400]}")
+
+
+def main() -> None:
+    """Run the command line; print a user's error without a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        click.echo("stopped; what was computed is kept, run the same command to go on", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except TbpoError as error:
+        click.echo(f"tbpo: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)
