@@ -7,35 +7,58 @@ a preempted and repeated step overwrites its earlier value instead of being coun
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+
+from harness.engines.rows import follow
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+Floats = NDArray[np.float32]
+
 KEY = "tbpo_key"
 """Name of the request's key in ``SamplingParams.extra_args``."""
 
-ROWS = 4
-"""Rows worked on at once on a CPU: 4 x 49k float32 values stay in a core's cache."""
+
+def row_entropy(logits: Floats) -> float:
+    """Return the entropy, nats, of the softmax of (V,) logits: log Z - sum p z, exactly.
+
+    One row at a time stays in a core's cache, and numpy starts no threads: on a small CPU that is
+    faster than torch, whose threads wait for each other between such short operations.
+    """
+    shifted = logits - logits.max()
+    weights = np.exp(shifted)
+    total = weights.sum(dtype=np.float64)
+    shifted[weights == 0] = 0
+    np.multiply(weights, shifted, out=weights)
+    return max(0.0, float(np.log(total) - weights.sum(dtype=np.float64) / total))
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Return (B,) entropies, nats, of the softmax of (B, V) logits: log Z - sum p z."""
+def batch_entropy(logits: Tensor) -> Tensor:
+    """Return (B,) entropies, nats, of (B, V) logits on any device."""
     shifted = (logits - logits.amax(-1, keepdim=True)).float()
     weights = shifted.exp()
     total = weights.sum(-1)
-    return total.log() - (weights * shifted).nan_to_num(0.0).sum(-1) / total
+    weighted = (weights * shifted.masked_fill(weights == 0, 0.0)).sum(-1)
+    return (total.log() - weighted / total).clamp(min=0.0)
 
 
-def entropy_in_blocks(logits: Tensor) -> Tensor:
-    """Return (B,) entropies of (B, V) logits, in blocks of rows where the logits are on a CPU."""
-    if logits.device.type != "cpu":
-        return entropy(logits)
-    return torch.cat([entropy(block) for block in torch.split(logits, ROWS)])
+def entropies(logits: Tensor, rows: Iterable[int]) -> dict[int, float]:
+    """Return row index -> entropy, nats, for the given rows of (B, V) logits."""
+    wanted = list(rows)
+    if logits.device.type == "cpu":
+        values = logits.detach().float().numpy()
+        return {row: row_entropy(values[row]) for row in wanted}
+    found = batch_entropy(logits).tolist()
+    return {row: found[row] for row in wanted}
 
 
 class EntropyProbe(LogitsProcessor):
@@ -51,26 +74,12 @@ class EntropyProbe(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests as vLLM removes, adds and moves them between rows of the batch."""
-        if batch_update is None:
-            return
-        for index in batch_update.removed:
-            self.rows.pop(index, None)
-        for index, params, _, output in batch_update.added:
-            self.rows.pop(index, None)
-            key = (params.extra_args or {}).get(KEY)
-            if key is not None:
-                self.rows[index] = (key, output)
-        for source, target, direction in batch_update.moved:
-            moved, replaced = self.rows.pop(source, None), self.rows.pop(target, None)
-            if moved is not None:
-                self.rows[target] = moved
-            if direction == MoveDirectionality.SWAP and replaced is not None:
-                self.rows[source] = replaced
+        follow(self.rows, batch_update, _key)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Record the entropies of (B, V) logits and return the logits unchanged."""
         if self.rows:
-            found = entropy_in_blocks(logits).tolist()
+            found = entropies(logits, self.rows)
             for index, (key, output) in self.rows.items():
                 self.values.setdefault(key, {})[len(output)] = found[index]
         return logits
@@ -79,6 +88,11 @@ class EntropyProbe(LogitsProcessor):
         """Return and forget the values of ``keys``, in token order."""
         taken = {key: self.values.pop(key, {}) for key in keys}
         return {key: [steps[i] for i in sorted(steps)] for key, steps in taken.items()}
+
+
+def _key(params: SamplingParams, output: list[int]) -> tuple[str, list[int]] | None:
+    key = (params.extra_args or {}).get(KEY)
+    return None if key is None else (str(key), output)
 
 
 class EntropyWorker:

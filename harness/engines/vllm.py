@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.engines import Completion, Request
-from harness.engines.entropy import KEY
 from harness.engines.environment import is_cpu_build
 from harness.errors import EngineError, InputError
 from harness.types import FinishReason, Loadable, Record
 
 GIB = 2**30
+ENTROPY_KEY = "tbpo_key"
+TOP_P_KEY = "tbpo_top_p"
 WHOLE_PREFILL = 2048
 """Prompt tokens prefilled in one step on a CPU, where chunked prefill is off."""
 
@@ -27,6 +28,8 @@ class EngineSettings(Record):
         kv_cache_gib: size of the key-value cache on a CPU.
         gpu_memory_utilization: share of a GPU's memory the engine may take.
         enforce_eager: no graph capture.
+        own_top_p: truncate by this package's filter instead of vLLM's, which sorts the whole
+            vocabulary and is slow on a CPU; the kept tokens are the same but for rounding.
     """
 
     max_model_len: int = 1024
@@ -36,6 +39,7 @@ class EngineSettings(Record):
     gpu_memory_utilization: float = 0.85
     tensor_parallel_size: int = 1
     enforce_eager: bool = True
+    own_top_p: bool = True
 
 
 def default_settings(limit: int, wanted: int | None) -> EngineSettings:
@@ -53,7 +57,11 @@ def default_settings(limit: int, wanted: int | None) -> EngineSettings:
     if is_cpu_build():
         return EngineSettings(max_model_len=wanted or min(limit, 1024))
     return EngineSettings(
-        max_model_len=wanted or min(limit, 4096), max_num_seqs=256, chunk=4096, enforce_eager=False
+        max_model_len=wanted or min(limit, 4096),
+        max_num_seqs=256,
+        chunk=4096,
+        enforce_eager=False,
+        own_top_p=False,
     )
 
 
@@ -68,7 +76,10 @@ def engine_arguments(checkpoint: Loadable, settings: EngineSettings, seed: int) 
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enforce_eager": settings.enforce_eager,
         "enable_prefix_caching": True,
-        "logits_processors": ["harness.engines.entropy:EntropyProbe"],
+        "logits_processors": [
+            "harness.engines.entropy:EntropyProbe",
+            "harness.engines.nucleus:NucleusFilter",
+        ],
         "worker_extension_cls": "harness.engines.entropy.EntropyWorker",
         "disable_log_stats": True,
         "generation_config": "vllm",
@@ -175,7 +186,11 @@ class VllmEngine:
         waiting = {}
         for request in requests:
             waiting[request.key] = request
-            engine.add_request(request.key, tokens_input(list(request.prompt)), _params(request))
+            engine.add_request(
+                request.key,
+                tokens_input(list(request.prompt)),
+                _params(request, own_top_p=self.settings.own_top_p),
+            )
         while waiting:
             done = [out for out in engine.step() if out.finished]
             if not done:
@@ -200,16 +215,20 @@ class VllmEngine:
         self._held = None
 
 
-def _params(request: Request) -> Any:
+def _params(request: Request, *, own_top_p: bool) -> Any:
     from vllm import SamplingParams
 
     sampling = request.sampling
+    extra: dict[str, Any] = {ENTROPY_KEY: request.key}
+    top_p = sampling.top_p
+    if own_top_p and sampling.temperature > 0 and top_p < 1:
+        extra[TOP_P_KEY], top_p = top_p, 1.0
     return SamplingParams(
         temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        top_p=top_p,
         max_tokens=sampling.max_tokens,
         seed=request.seed if sampling.temperature > 0 else None,
-        extra_args={KEY: request.key},
+        extra_args=extra,
     )
 
 
