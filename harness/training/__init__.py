@@ -1,0 +1,1 @@
+"""Training of small checkpoints with the objectives that the harness compares."""
