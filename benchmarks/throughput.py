@@ -35,18 +35,19 @@ def measure_run(limit: int | None) -> dict[str, float]:
     from harness.engines.vllm import VllmEngine
     from harness.pipeline import Work
     from harness.plan import make_plan
+    from harness.prompts import render_all
     from harness.store import GENERATIONS, open_run
 
     with tempfile.TemporaryDirectory() as scratch:
         plan = make_plan(config(limit, Path(scratch) / "run"))
+        prompts = render_all(plan.checkpoints, plan.suites, plan.settings.max_model_len)
         with open_run(plan.config.output, plan.manifest, []) as folder:
-            work = Work(plan, folder)
+            work = Work(plan, folder, prompts)
             engine = VllmEngine(plan.settings, 0)
             checkpoint = plan.checkpoints[0]
             engine.load(checkpoint)
-            prompts = work.prompts()
             started = time.perf_counter()
-            work.generate(engine, checkpoint, prompts)
+            work.generate(engine, checkpoint)
             seconds = time.perf_counter() - started
             tokens = sum(g.tokens for g in folder.records(GENERATIONS))
     return {"tokens": tokens, "seconds": seconds}

@@ -44,6 +44,9 @@ CANARIES = (
 TOLERANCE = {Dtype.FLOAT32: 0.005, Dtype.FLOAT16: 0.05, Dtype.BFLOAT16: 0.25}
 """Largest root-mean-square difference, nats a token, of an engine's reading from its own."""
 
+ALIKE = 1e-4
+"""Root-mean-square difference, nats a token, of checkpoints that an engine may answer alike."""
+
 Readings = tuple[tuple[float, ...], ...]
 
 
@@ -92,7 +95,7 @@ def take_reading(checkpoint: Loadable, model: ReferenceModel) -> Readings:
 
 
 def _file(checkpoint: Loadable) -> Path:
-    key = sha256_json([checkpoint.weights_sha256, checkpoint.template_sha256, CANARIES])
+    key = sha256_json([checkpoint.weights_sha256, canary_sequences(checkpoint)])
     return cache_root() / "canary" / f"{key}.json"
 
 
@@ -103,7 +106,11 @@ def rms(first: Readings, second: Readings) -> float:
 
 
 class Canary:
-    """Remembers the independent readings of a run's checkpoints and checks an engine on them."""
+    """Remembers the independent readings of a run's checkpoints and checks an engine on them.
+
+    Args:
+        readings: independent reading of every checkpoint of the run, by its name.
+    """
 
     def __init__(self, readings: Mapping[str, Readings]) -> None:
         self.readings = dict(readings)
@@ -115,48 +122,67 @@ class Canary:
         Raises:
             EngineError: the reading is off, nearer to another checkpoint's, or stale.
         """
+        name = checkpoint.spec.name
         found = _as_readings(engine.prompt_logprobs(canary_sequences(checkpoint)))
-        proof = self._compare(found, checkpoint)
-        self._seen[checkpoint.weights_sha256] = found
-        return proof
-
-    def _compare(self, found: Readings, checkpoint: Loadable) -> CanaryProof:
-        name, own_hash = checkpoint.spec.name, checkpoint.weights_sha256
-        for digest, earlier in self._seen.items():
-            if digest != own_hash and earlier == found:
-                raise EngineError(
-                    f"after loading '{name}' the engine still answers exactly as with weights "
-                    f"{digest[:12]}: the reload was not carried out. Nothing was recorded for it."
-                )
-        own = rms(found, self.readings[own_hash])
-        others = [rms(found, r) for digest, r in self.readings.items() if digest != own_hash]
-        nearest = min(others, default=None)
-        limit = TOLERANCE[checkpoint.spec.dtype]
-        if not own <= limit:
-            raise EngineError(
-                f"the engine's canary reading for '{name}' is {own:.3f} nats a token from the "
-                f"independent one (limit {limit}); it may hold other weights. Nothing was recorded."
-            )
-        tokens = sum(len(row) for row in found)
-        if nearest is not None and nearest < own and not self._indistinct(own_hash, own, tokens):
-            raise EngineError(
-                f"the engine's canary reading for '{name}' is nearer to another checkpoint's "
-                f"({nearest:.3f}) than to its own ({own:.3f} nats a token). Nothing was recorded."
-            )
+        self._refuse_stale(name, found)
+        own = rms(found, self.readings[name])
+        _refuse_distant(name, own, TOLERANCE[checkpoint.spec.dtype])
+        nearest = self._refuse_nearer_other(name, found, own)
+        self._seen[name] = found
+        tokens = sum(map(len, found))
         return CanaryProof(checkpoint=name, own=own, nearest_other=nearest, tokens=tokens)
 
-    def _indistinct(self, own_hash: str, noise: float, tokens: int) -> bool:
-        """Whether another checkpoint is too near to this one for the canary to tell them apart.
+    def _others(self, name: str) -> dict[str, Readings]:
+        """Return the readings that can be compared: of other checkpoints, on the same tokens."""
+        lengths = [len(row) for row in self.readings[name]]
+        return {
+            other: reading
+            for other, reading in self.readings.items()
+            if other != name and [len(row) for row in reading] == lengths
+        }
 
-        With independent noise of ``noise`` nats on each of n tokens, the nearer of two readings a
-        distance d (root mean square) apart is the right one unless a normal variable exceeds
-        d sqrt(n) / (2 noise) standard deviations; below three the canary does not decide.
-        """
-        own = self.readings[own_hash]
-        limit = 6 * noise / math.sqrt(tokens)
-        return any(
-            rms(own, other) < limit for digest, other in self.readings.items() if digest != own_hash
+    def _refuse_stale(self, name: str, found: Readings) -> None:
+        for other, reading in self._others(name).items():
+            alike = rms(reading, self.readings[name]) <= ALIKE
+            if self._seen.get(other) == found and not alike:
+                raise EngineError(
+                    f"after loading '{name}' the engine still answers exactly as with '{other}': "
+                    "the reload was not carried out. Nothing was recorded for it."
+                )
+
+    def _refuse_nearer_other(self, name: str, found: Readings, own: float) -> float | None:
+        """Return the distance to the nearest other reading; refuse it where it tells."""
+        distances = {other: rms(found, r) for other, r in self._others(name).items()}
+        if not distances:
+            return None
+        nearest = min(distances, key=distances.__getitem__)
+        apart = rms(self.readings[name], self.readings[nearest])
+        if distances[nearest] < own and apart >= _separable(own, sum(map(len, found))):
+            raise EngineError(
+                f"the engine's canary reading for '{name}' is nearer to that of '{nearest}' "
+                f"({distances[nearest]:.3f}) than to its own ({own:.3f} nats a token). "
+                "Nothing was recorded."
+            )
+        return distances[nearest]
+
+
+def _refuse_distant(name: str, own: float, limit: float) -> None:
+    # Not `own > limit`: a reading of NaN must be refused too.
+    if not own <= limit:
+        raise EngineError(
+            f"the engine's canary reading for '{name}' is {own:.3f} nats a token from the "
+            f"independent one (limit {limit}); it may hold other weights. Nothing was recorded."
         )
+
+
+def _separable(noise: float, tokens: int) -> float:
+    """Return how far apart two checkpoints must be for the canary to tell them apart.
+
+    With independent noise of ``noise`` nats on each of n tokens, the nearer of two readings a
+    distance d (root mean square) apart is the right one unless a normal variable exceeds
+    d sqrt(n) / (2 noise) standard deviations; below three the canary does not decide.
+    """
+    return 6 * noise / math.sqrt(tokens)
 
 
 def _as_readings(rows: Sequence[Sequence[float]]) -> Readings:

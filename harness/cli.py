@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ DEMO_CHECKPOINTS = (
     ("tbpo-q", "embedded:tbpo-q", "tbpo-q"),
     ("tbpo-a", "embedded:tbpo-a", "tbpo-a"),
 )
+
+DEFECT = 70
+"""Exit code of an error that no message was written for."""
 
 output_option = click.option(
     "--output", type=click.Path(path_type=Path), help="Run folder to write or go on with."
@@ -95,20 +99,14 @@ def _run(config: RunConfig) -> None:
         hide_mismatched_builds,
         restart_with_engine_environment,
     )
+    from harness.store import is_complete
 
-    if not _is_complete(config.output):
+    if not is_complete(config.output):
         restart_with_engine_environment()
     hide_mismatched_builds()
     from harness.pipeline import run
 
     _render(run(config))
-
-
-def _is_complete(folder: Path) -> bool:
-    from harness.store import MANIFEST, RunFolder
-    from harness.types import Status
-
-    return (folder / MANIFEST).is_file() and RunFolder(folder).manifest.status == Status.COMPLETE
 
 
 def _render(folder: Path) -> None:
@@ -308,3 +306,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
+    except Exception:
+        # Python's own exit code 1 would read as the gate's "regression".
+        traceback.print_exc()
+        click.echo("tbpo: this is a defect of the harness; please report it", err=True)
+        sys.exit(DEFECT)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from harness.engines.reference import Continuation, ReferenceModel, answer_sums
-from harness.errors import InputError
+from harness.errors import CheckpointError, InputError
 from harness.metrics.likelihood import LogProbs
 from harness.progress import bar
 from harness.prompts import load_tokenizer, render_suite
@@ -14,21 +14,20 @@ from harness.suites import Suite
 from harness.types import Loadable, Score
 
 RAW_KEYS = ("logprob_chosen", "logprob_rejected")
-"""Metric keys of the raw sums behind preference accuracy, nats; recorded, not reported."""
+"""Metric keys of the raw sums behind preference accuracy, nats."""
 
 
 def raw_scores(checkpoint: Loadable, suite: Suite, model: ReferenceModel) -> list[Score]:
     """Score chosen and rejected answers of a suite; ends each answer with end-of-sequence."""
     prompts = render_suite(checkpoint, suite)
     tokenizer = load_tokenizer(checkpoint.folder)
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"the tokenizer in {checkpoint.folder} names no eos_token.")
     items = []
     for example in suite.examples:
         for metric, text in zip(RAW_KEYS, (example.reference, example.rejected), strict=True):
             if text is None:
-                raise InputError(
-                    f"suite {suite.spec.name}, example '{example.id}': preference_accuracy needs "
-                    "a better and a worse answer; name their fields under 'fields'."
-                )
+                raise InputError(f"'{example.id}' lacks an answer that preference_accuracy needs")
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             answer = (*ids, tokenizer.eos_token_id)
             key = f"{metric}\n{example.id}"

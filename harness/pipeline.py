@@ -17,16 +17,16 @@ from harness.canary import Canary, Readings, remembered_reading, take_reading
 from harness.engines import Completion, Request
 from harness.engines.reference import ReferenceModel
 from harness.engines.vllm import VllmEngine
-from harness.errors import RunFolderError
+from harness.errors import EngineError
 from harness.judges import AnswerPair, Judge
 from harness.likelihoods import RAW_KEYS, pair_sums, raw_scores
 from harness.metrics.likelihood import LogProbs, preference_scores
 from harness.plan import Plan, RunConfig, make_plan
 from harness.progress import bar, over
-from harness.prompts import check_lengths, render_suite
+from harness.prompts import Prompts, render_all
 from harness.provenance import now
 from harness.requests import as_generation, make_pairs, make_requests, split_key
-from harness.store import GENERATIONS, JUDGMENTS, SCORES, RunFolder, open_run
+from harness.store import GENERATIONS, JUDGMENTS, SCORES, RunFolder, is_complete, open_run
 from harness.suites import Suite
 from harness.types import Counts, Generation, Judgment, Loadable, Score, Status, SuiteExample
 
@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 
 LIKELIHOOD = "preference_accuracy"
 """Name of the metric family that is filled from log-probabilities of given answers."""
-
-Prompts = Mapping[str, Mapping[str, tuple[int, ...]]]
-"""Suite -> example id -> token ids, in one chat template."""
 
 
 def run(config: RunConfig) -> Path:
@@ -48,6 +45,7 @@ def run(config: RunConfig) -> Path:
         EngineError: the engine failed or answered for another checkpoint; what was computed stays.
     """
     plan = make_plan(config)
+    prompts = {} if is_complete(config.output) else _prompts(plan)
     examples = [
         SuiteExample(suite=suite.spec.name, example=example)
         for suite in plan.suites
@@ -57,21 +55,27 @@ def run(config: RunConfig) -> Path:
         if folder.manifest.status == Status.COMPLETE:
             log.info("%s is complete; nothing to compute", config.output)
             return config.output
-        work = Work(plan, folder)
+        work = Work(plan, folder, prompts)
         work.likelihoods()
         work.generations()
+        work.check_generations()
         work.scores()
         work.judgments()
         work.finish()
     return config.output
 
 
+def _prompts(plan: Plan) -> dict[str, Prompts]:
+    return render_all(plan.checkpoints, plan.suites, plan.settings.max_model_len)
+
+
 class Work:
     """The stages of one run on one folder."""
 
-    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, prompts: Mapping[str, Prompts]) -> None:
         self.plan = plan
         self.folder = folder
+        self.prompts = prompts
         self.generated = {GENERATIONS.identity(g): g for g in folder.records(GENERATIONS)}
         self.scored = {SCORES.identity(s) for s in folder.records(SCORES)}
         self.readings: dict[str, Readings] = {}
@@ -90,7 +94,7 @@ class Work:
                 reading = reading or take_reading(checkpoint, model)
                 for suite in missing:
                     self._append_scores(raw_scores(checkpoint, suite, model))
-            self.readings[checkpoint.weights_sha256] = reading
+            self.readings[checkpoint.spec.name] = reading
 
     def _has_likelihoods(self, checkpoint: Loadable, suite: Suite) -> bool:
         name = checkpoint.spec.name
@@ -109,8 +113,7 @@ class Work:
 
     def generations(self) -> None:
         """Sample all missing answers of all checkpoints through one engine start."""
-        prompts = self.prompts()
-        todo = [c for c in self.plan.checkpoints if self._missing_chunks(c, prompts)]
+        todo = [c for c in self.plan.checkpoints if self._missing_chunks(c)]
         if not todo:
             return
         canary = Canary(self.readings)
@@ -137,7 +140,7 @@ class Work:
                     else f", {proof.nearest_other:.3f} from the nearest other",
                 )
                 self._note("loaded", **proof.model_dump(mode="json"))
-                self.generate(engine, checkpoint, prompts)
+                self.generate(engine, checkpoint)
         finally:
             engine.close()
 
@@ -147,24 +150,9 @@ class Work:
         events = (*found.events, {"event": event, "time": now(), **facts})
         self.folder.write_manifest(found.model_copy(update={"events": events}))
 
-    def prompts(self) -> dict[str, Prompts]:
-        """Return every prompt's token ids, by chat template: rendered once, lengths checked."""
-        prompts: dict[str, Prompts] = {}
-        for checkpoint in self.plan.checkpoints:
-            if checkpoint.template_sha256 in prompts:
-                continue
-            rendered = {}
-            for suite in self.plan.suites:
-                rendered[suite.spec.name] = render_suite(checkpoint, suite)
-                check_lengths(rendered[suite.spec.name], suite, self.plan.settings.max_model_len)
-            prompts[checkpoint.template_sha256] = rendered
-        return prompts
-
-    def _missing_chunks(
-        self, checkpoint: Loadable, prompts: Mapping[str, Prompts]
-    ) -> list[list[Request]]:
+    def _missing_chunks(self, checkpoint: Loadable) -> list[list[Request]]:
         requests = make_requests(
-            self.plan.suites, prompts[checkpoint.template_sha256], self.plan.config.seed
+            self.plan.suites, self.prompts[checkpoint.spec.name], self.plan.config.seed
         )
         chunks = [
             requests[i : i + self.plan.settings.chunk]
@@ -179,14 +167,9 @@ class Work:
         suite, example, sample = split_key(request.key)
         return (suite, checkpoint.spec.name, example, sample)
 
-    def generate(
-        self,
-        engine: VllmEngine,
-        checkpoint: Loadable,
-        prompts: Mapping[str, Prompts],
-    ) -> None:
+    def generate(self, engine: VllmEngine, checkpoint: Loadable) -> None:
         """Sample a checkpoint's missing answers with the engine that holds it; append each."""
-        chunks = self._missing_chunks(checkpoint, prompts)
+        chunks = self._missing_chunks(checkpoint)
         total = sum(map(len, chunks))
         with bar(total, f"generate {checkpoint.spec.name}", "answer") as shown:
             for chunk in chunks:
@@ -196,6 +179,16 @@ class Work:
                     new = [g for g in made if GENERATIONS.identity(g) not in self.generated]
                     self.folder.append(GENERATIONS, new)
                     self.generated |= {GENERATIONS.identity(g): g for g in new}
+
+    def check_generations(self) -> None:
+        """Refuse to go on where the engine left answers out.
+
+        Raises:
+            EngineError: answers are missing; what there is stays.
+        """
+        expected = self.plan.manifest.counts["generations"].expected
+        if missing := expected - len(self.generated):
+            raise EngineError(f"the engine left out {missing} of {expected} answers; run again.")
 
     # -- scores --------------------------------------------------------------------------------
 
@@ -267,10 +260,6 @@ class Work:
         counts = found.counts | {
             "generations": Counts(expected=expected, present=len(self.generated))
         }
-        if len(self.generated) < expected:
-            raise RunFolderError(
-                f"{expected - len(self.generated)} answers are missing; run again."
-            )
         self.folder.write_manifest(found.model_copy(update={"counts": counts}))
         self.folder.seal()
 

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from harness import plugins, provenance
 from harness.adapters import prepare
+from harness.adapters.identity import model_config
 from harness.engines.vllm import EngineSettings, default_settings
 from harness.errors import InputError
-from harness.files import read_json, sha256_json
+from harness.files import sha256_json
 from harness.judges import Judge
 from harness.metrics import ExampleChecker, Metric
 from harness.progress import over
 from harness.prompts import template_warning
-from harness.suites import Suite, load_suites
+from harness.suites import Suite, load_suites, validation_text
 from harness.types import (
     REFERENCE,
     CheckpointSpec,
@@ -129,14 +130,24 @@ def _check_architectures(checkpoints: Sequence[Loadable]) -> None:
 
 
 def _settings(config: RunConfig, checkpoint: Loadable) -> EngineSettings:
-    limit = int(read_json(Path(checkpoint.folder) / "config.json")["max_position_embeddings"])
-    wanted = default_settings(limit, config.max_model_len)
+    wanted = default_settings(_context(checkpoint), config.max_model_len)
     if unknown := sorted(set(config.engine) - set(EngineSettings.model_fields)):
         raise InputError(
             f"unknown engine setting '{unknown[0]}'. "
             f"Known: {', '.join(sorted(EngineSettings.model_fields))}."
         )
-    return EngineSettings.model_validate(wanted.model_dump() | config.engine)
+    try:
+        return EngineSettings.model_validate(wanted.model_dump() | config.engine)
+    except ValidationError as error:
+        raise InputError(f"engine: {validation_text(error)}") from error
+
+
+def _context(checkpoint: Loadable) -> int:
+    config = model_config(Path(checkpoint.folder))
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        raise InputError(f"{checkpoint.folder}: its config names no max_position_embeddings")
+    return limit
 
 
 def _card(suite: Suite, metrics: Mapping[str, Metric]) -> SuiteCard:

@@ -33,7 +33,7 @@ def load(group: str, name: str) -> object:
 
     Raises:
         InputError: the name is unknown (the message lists the known ones), two packages claim
-            it, or its module cannot be imported.
+            it, or it cannot be imported.
     """
     found = _found(group)
     if name not in found:
@@ -41,5 +41,5 @@ def load(group: str, name: str) -> object:
     point = found[name]
     try:
         return point.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise InputError(f"{group} '{name}' ({point.value}) cannot be imported: {error}") from error

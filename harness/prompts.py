@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import CheckpointError, InputError
 from harness.suites import Suite
 from harness.types import Loadable, Message
+
+Prompts = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""Suite -> example id -> token ids, rendered for one checkpoint."""
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -20,7 +23,7 @@ def load_tokenizer(folder: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
 
@@ -78,9 +81,27 @@ def check_lengths(prompts: dict[str, tuple[int, ...]], suite: Suite, max_model_l
     if long:
         raise InputError(
             f"suite {suite.spec.name}: {len(long)} prompts are longer than {room} tokens "
-            f"(first: {', '.join(long[:3])}). Raise --max-model-len above "
+            f"(first: {', '.join(long[:3])}). Raise --max-model-len to "
             f"{max(map(len, prompts.values())) + suite.spec.sampling.max_tokens}."
         )
+
+
+def render_all(
+    checkpoints: Sequence[Loadable], suites: Sequence[Suite], max_model_len: int
+) -> dict[str, Prompts]:
+    """Return every prompt's token ids by checkpoint name: rendered by its own tokenizer, checked.
+
+    Raises:
+        CheckpointError: a doubled BOS, or a template that cannot render a prompt.
+        InputError: prompts that leave no room for an answer.
+    """
+    rendered: dict[str, Prompts] = {}
+    for checkpoint in checkpoints:
+        prompts = {suite.spec.name: render_suite(checkpoint, suite) for suite in suites}
+        for suite in suites:
+            check_lengths(prompts[suite.spec.name], suite, max_model_len)
+        rendered[checkpoint.spec.name] = prompts
+    return rendered
 
 
 def template_warning(checkpoints: Sequence[Loadable]) -> str | None:

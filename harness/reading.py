@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from harness.compare import compare
 from harness.files import write_atomic
 from harness.gate import GateOutcome
 from harness.store import EXAMPLES, GENERATIONS, JUDGMENTS, SCORES, read_run
-from harness.types import Comparison, Estimate, Example
+from harness.types import REFERENCE, Comparison, Estimate, Example
+
+log = logging.getLogger(__name__)
 
 COMPARISON = "comparison.json"
 
@@ -32,7 +35,10 @@ def compare_run(path: Path) -> Comparison:
         folder.records(GENERATIONS),
         examples,
     )
-    write_atomic(path / COMPARISON, comparison.model_dump_json(indent=1) + "\n")
+    try:
+        write_atomic(path / COMPARISON, comparison.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path / COMPARISON, error)
     return comparison
 
 
@@ -52,7 +58,11 @@ def summary_text(comparison: Comparison) -> str:
         if result.primary:
             name = f"{result.suite} {result.metric.key}"
             lines.append(f"{name:45} {result.checkpoint:16} {estimate_text(result.estimate)}")
+    names = [c.spec.name for c in comparison.manifest.checkpoints]
+    place = {name: i for i, name in enumerate([REFERENCE, *names])}
     for rate in comparison.win_rates:
+        if place[rate.candidate] < place[rate.baseline]:
+            continue  # the mirrored view of a rate that is printed
         name = f"{rate.suite} win rate ({rate.judge})"
         pair = f"{rate.candidate} vs {rate.baseline}"
         counts = f"{rate.wins}/{rate.ties}/{rate.losses} W/T/L"

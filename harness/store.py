@@ -23,6 +23,7 @@ from harness.files import read_json, write_atomic
 from harness.types import (
     Generation,
     Judgment,
+    Loadable,
     Record,
     RunManifest,
     Score,
@@ -62,6 +63,9 @@ EXAMPLES = Kind("examples", SuiteExample, lambda e: (e.suite, e.example.id))
 JUDGMENTS = Kind(
     "judgments", Judgment, lambda j: (j.suite, j.judge, j.candidate, j.baseline, j.example_id)
 )
+
+GROWING: tuple[Kind[Any], ...] = (GENERATIONS, SCORES, JUDGMENTS)
+"""Kinds whose files grow while a run is under way."""
 
 
 def _parse(kind: Kind[R], path: Path, number: int, line: bytes) -> R:
@@ -144,14 +148,13 @@ class RunFolder:
 
     def repair(self) -> None:
         """Cut the torn last line that a killed writer may have left in any file."""
-        for kind in (GENERATIONS, SCORES, JUDGMENTS):
+        for kind in GROWING:
             _cut_torn_line(self.path / kind.file)
 
     def seal(self) -> None:
         """Rewrite every file in canonical order and mark the run complete."""
-        self._sort(GENERATIONS)
-        self._sort(SCORES)
-        self._sort(JUDGMENTS)
+        for kind in GROWING:
+            self._sort(kind)
         self.write_manifest(self.manifest.model_copy(update={"status": Status.COMPLETE}))
 
     def _sort(self, kind: Kind[R]) -> None:
@@ -201,6 +204,7 @@ def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
             [(s.name, s.content_sha256) for s in found.suites],
             [(s.name, s.content_sha256) for s in wanted.suites],
         ),
+        "metrics": (_metrics(found), _metrics(wanted)),
         "judges": ([j.identity for j in found.judges], [j.identity for j in wanted.judges]),
         "seed": (found.seed, wanted.seed),
         "engine": (found.engine, wanted.engine),
@@ -209,8 +213,19 @@ def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
     return f"They differ in: {', '.join(different) or 'package versions'}."
 
 
-def _key(checkpoint: Any) -> tuple[str, str, str]:
-    return (checkpoint.spec.name, checkpoint.weights_sha256, checkpoint.template_sha256)
+def _key(checkpoint: Loadable) -> tuple[str, ...]:
+    spec = checkpoint.spec
+    return (spec.name, checkpoint.weights_sha256, checkpoint.template_sha256, spec.dtype)
+
+
+def _metrics(manifest: RunManifest) -> list[dict[str, Any]]:
+    return [m.model_dump(mode="json") for s in manifest.suites for m in s.metrics]
+
+
+def _foreign(path: Path) -> list[str]:
+    """Return the files that no start of a run, killed before its manifest, can have left."""
+    left = (LOCK, f".{MANIFEST}.", EXAMPLES.file, f".{EXAMPLES.file}.")
+    return [name for name in os.listdir(path) if not name.startswith(left)]
 
 
 @contextmanager
@@ -228,10 +243,12 @@ def open_run(
     folder = RunFolder(path)
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; give a folder as --output")
-    known = {MANIFEST, LOCK, EXAMPLES.file}
-    if path.is_dir() and not (path / MANIFEST).exists() and set(os.listdir(path)) - known:
+    if path.is_dir() and not (path / MANIFEST).exists() and _foreign(path):
         raise RunFolderError(f"{path} is not empty and holds no run; give another --output")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be created: {error.strerror}") from error
     with _locked(path):
         if (path / MANIFEST).exists():
             _check_same_run(folder, manifest)
@@ -240,6 +257,11 @@ def open_run(
             folder.write_manifest(manifest)
         folder.repair()
         yield folder
+
+
+def is_complete(path: Path) -> bool:
+    """Whether ``path`` holds a run whose every record is there and sealed."""
+    return (path / MANIFEST).is_file() and RunFolder(path).manifest.status == Status.COMPLETE
 
 
 def read_run(path: Path) -> RunFolder:

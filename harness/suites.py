@@ -77,6 +77,8 @@ def validation_text(error: ValidationError) -> str:
         where = ".".join(str(p) for p in problem["loc"]) or "(top level)"
         if problem["type"] == "extra_forbidden":
             parts.append(f"unknown key '{where}'")
+        elif problem["type"] == "missing":
+            parts.append(f"'{where}' is missing")
         else:
             parts.append(f"{where}: {problem['msg']} (given: {str(problem['input'])[:80]!r})")
     return "; ".join(parts)

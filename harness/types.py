@@ -66,7 +66,7 @@ class Loadable(Record):
 
     Attributes:
         folder: path of a folder with config, safetensors and tokenizer.
-        weights_sha256: hash over tensor names, dtypes, shapes and bytes of what is loaded.
+        weights_sha256: hash over the names and bytes of the weight files that are loaded.
         architecture: hash over what must agree for two checkpoints to share one engine.
         template_sha256: hash of the chat template.
         notes: what the adapter did or dropped, in words.
@@ -107,7 +107,7 @@ class Example(Record):
     """One prompt of a suite with what is known about its answers.
 
     Attributes:
-        id: unique in its suite; also the independent unit of every bootstrap.
+        id: unique in its suite, on one line; also the independent unit of every bootstrap.
         messages: the chat up to and including the user turn to be answered.
         reference: a good answer (the data set's own), for overlap and win rates.
         rejected: a worse answer, for preference accuracy.
@@ -116,7 +116,7 @@ class Example(Record):
         expected: whether the prompt should be answered or refused.
     """
 
-    id: str = Field(min_length=1)
+    id: str = Field(pattern=r"^.+$")
     messages: tuple[Message, ...] = Field(min_length=1)
     reference: str | None = None
     rejected: str | None = None

@@ -24,10 +24,12 @@ LEFT_OUT = {
 
 
 def canonical(name: str) -> str:
+    """Return a distribution's name as package indexes spell it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def needed(name: str, extras: tuple[str, ...], found: dict[str, str]) -> None:
+    """Add to ``found`` the installed versions of all that ``name`` with ``extras`` needs."""
     for text in metadata.requires(name) or ():
         requirement = Requirement(text)
         marker = requirement.marker
@@ -49,6 +51,7 @@ def needed(name: str, extras: tuple[str, ...], found: dict[str, str]) -> None:
 
 
 def main() -> None:
+    """Write the lock beside this file."""
     found: dict[str, str] = {}
     needed(ROOT, EXTRAS, found)
     lines = ["# Written by requirements/lock.py; install with: pip install --no-deps -r cpu.lock"]

@@ -325,7 +325,7 @@ def test_packaged_rules_cover_the_mini_suites() -> None:
     ("text", "problem"),
     [
         ("rules: []", "rules"),
-        ("rules: [{suite: s, metric: acc}]", "margin: Field required"),
+        ("rules: [{suite: s, metric: acc}]", "'rules.0.margin' is missing"),
         ("rules: [{suite: s, metric: acc, margin: -0.1}]", "margin"),
         ("rules: [{suite: s, metric: acc, margin: .nan}]", "margin"),
         (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.adapters.identity import (
     architecture_key,
@@ -12,13 +15,16 @@ from harness.adapters.identity import (
     weights_sha256,
 )
 from harness.errors import CheckpointError
-from harness.files import atomic_folder, cache_root
+from harness.files import atomic_folder, cache_root, read_json, sha256_file, sha256_json
 from harness.types import CheckpointSpec, Loadable
 
 HEAD_PREFIX = "baseline_head."
 """Prefix of TBPO-Q's training-only tensors, which no engine loads."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+INDEX = "model.safetensors.index.json"
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5"}
 
 
 def check_folder(folder: Path) -> None:
@@ -49,27 +55,65 @@ def _tensor_names(file: Path) -> list[str]:
         raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
-def head_tensors(folder: Path) -> list[str]:
-    """Return the names of TBPO-Q baseline-head tensors in a folder's weights."""
-    names = [name for file in weight_files(folder) for name in _tensor_names(file)]
-    return sorted(name for name in names if name.startswith(HEAD_PREFIX))
+def load_tensors(file: Path) -> dict[str, Any]:
+    """Return the tensors of a safetensors file by name; CheckpointError where it is broken."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
-def _without_head(folder: Path, digest: str) -> Path:
-    from safetensors.torch import load_file, save_file
+def head_tensors(files: Iterable[Path], prefix: str = "") -> list[str]:
+    """Return the names of TBPO-Q's baseline-head tensors, each behind ``prefix``, in ``files``."""
+    names = [name for file in files for name in _tensor_names(file)]
+    return sorted(name for name in names if name.removeprefix(prefix).startswith(HEAD_PREFIX))
 
-    target = cache_root() / "stripped" / digest
+
+def dropped_note(names: list[str]) -> tuple[str, ...]:
+    """Return what to say in a checkpoint's notes about tensors that were left out."""
+    return (f"dropped training-only tensors: {', '.join(names)}",) if names else ()
+
+
+def companions(folder: Path) -> dict[str, Path]:
+    """Return the files beside the weights by name: configuration, tokenizer, template, index."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return {path.name: path for path in files if path.suffix not in WEIGHT_SUFFIXES}
+
+
+def cache_key(companions: Mapping[str, Path], *facts: object) -> str:
+    """Return the name of a prepared folder in the cache: every byte that goes into it counts."""
+    return sha256_json([{name: sha256_file(file) for name, file in companions.items()}, *facts])
+
+
+def _save_without_head(file: Path, target: Path) -> None:
+    from safetensors.torch import save_file
+
+    kept = {k: v for k, v in load_tensors(file).items() if not k.startswith(HEAD_PREFIX)}
+    if kept:
+        save_file(kept, target, metadata={"format": "pt"})
+
+
+def _index_without_head(file: Path, target: Path) -> None:
+    index = read_json(file)
+    places = index["weight_map"].items()
+    kept = {name: shard for name, shard in places if not name.startswith(HEAD_PREFIX)}
+    target.write_text(json.dumps(index | {"weight_map": kept}), encoding="utf-8")
+
+
+def _without_head(folder: Path) -> Path:
+    files = companions(folder)
+    target = cache_root() / "stripped" / cache_key(files, weights_sha256(folder))
     if target.is_dir():
         return target
     with atomic_folder(target) as scratch:
-        for file in folder.iterdir():
-            if file.is_file() and not file.name.startswith("model.safetensors.index"):
-                if file.suffix != ".safetensors":
-                    shutil.copy2(file, scratch / file.name)
-                    continue
-                kept = {k: v for k, v in load_file(file).items() if not k.startswith(HEAD_PREFIX)}
-                if kept:
-                    save_file(kept, scratch / file.name, metadata={"format": "pt"})
+        for file in weight_files(folder):
+            _save_without_head(file, scratch / file.name)
+        for name, file in files.items():
+            copy = _index_without_head if name == INDEX else shutil.copy2
+            copy(file, scratch / name)
     return target
 
 
@@ -96,8 +140,6 @@ class HfFolder:
         """
         folder = Path(spec.source).expanduser()
         check_folder(folder)
-        dropped = head_tensors(folder)
-        if not dropped:
-            return describe(spec, folder, ())
-        ready = _without_head(folder, weights_sha256(folder))
-        return describe(spec, ready, (f"dropped training-only tensors: {', '.join(dropped)}",))
+        dropped = head_tensors(weight_files(folder))
+        ready = _without_head(folder) if dropped else folder
+        return describe(spec, ready, dropped_note(dropped))

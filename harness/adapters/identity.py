@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from harness.errors import CheckpointError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
@@ -20,8 +21,6 @@ SHAPE_KEYS = (
     "head_dim",
     "vocab_size",
     "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
     "rope_parameters",
     "max_position_embeddings",
 )
@@ -67,10 +66,26 @@ def weights_sha256(folder: Path) -> str:
     return value
 
 
+def model_config(folder: Path) -> Any:
+    """Return a folder's configuration as transformers reads it.
+
+    It fills in defaults and brings the forms of its earlier versions to one.
+
+    Raises:
+        CheckpointError: the model type is unknown or a setting is wrong.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # each model type's own checks raise what they like
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
+
+
 def architecture_key(folder: Path) -> str:
     """Return a hash over what must agree for two checkpoints to share one engine."""
-    config = read_json(folder / "config.json")
-    return sha256_json({key: config.get(key) for key in SHAPE_KEYS})
+    config = model_config(folder)
+    return sha256_json({key: getattr(config, key, None) for key in SHAPE_KEYS})
 
 
 def template_text(folder: Path) -> str | None:

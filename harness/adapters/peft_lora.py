@@ -9,15 +9,31 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.adapters.embedded import MODELS, embedded_folder
-from harness.adapters.hf_folder import check_folder, describe
+from harness.adapters.hf_folder import (
+    HEAD_PREFIX,
+    cache_key,
+    check_folder,
+    companions,
+    describe,
+    dropped_note,
+    head_tensors,
+    load_tensors,
+)
 from harness.adapters.identity import weight_files, weights_sha256
 from harness.errors import CheckpointError
-from harness.files import atomic_folder, cache_root, read_json, sha256_file, sha256_json
+from harness.files import atomic_folder, cache_root, read_json, sha256_file
 from harness.types import CheckpointSpec, Loadable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+TOKENIZER = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 class LoraConfig(BaseModel):
@@ -108,15 +124,10 @@ def _check_recorded_base(folder: Path, base: Path, name: str) -> None:
 
 def _low_rank_pairs(folder: Path) -> dict[str, tuple[Any, Any]]:
     """Return base tensor name -> (A, B) of shapes (r, in) and (out, r)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from error
     halves: dict[str, dict[str, Any]] = {}
-    for key, value in tensors.items():
+    for key, value in load_tensors(folder / WEIGHTS).items():
+        if key.removeprefix(PREFIX).startswith(HEAD_PREFIX):
+            continue
         name, found, tail = key.partition(".lora_")
         if not found or tail not in ("A.weight", "B.weight"):
             raise CheckpointError(
@@ -131,26 +142,41 @@ def _low_rank_pairs(folder: Path) -> dict[str, tuple[Any, Any]]:
     return {name: (pair["A"], pair["B"]) for name, pair in halves.items()}
 
 
+def _check_ranks(pairs: dict[str, tuple[Any, Any]], rank: int, folder: Path) -> None:
+    for name, (a, b) in pairs.items():
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: A and B of {name} have shapes {tuple(a.shape)} and "
+                f"{tuple(b.shape)}, which do not fit r={rank} in {CONFIG}."
+            )
+
+
+def _own_tokenizer(folder: Path) -> dict[str, Path]:
+    """Return the tokenizer files of an adapter folder, if it was saved with a whole tokenizer."""
+    found = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
+    return found if {"tokenizer.json", "tokenizer_config.json"} <= found.keys() else {}
+
+
 def _merge_file(
     file: Path, target: Path, pairs: dict[str, tuple[Any, Any]], scale: float
 ) -> set[str]:
     """Write one merged safetensors file; return the names of the tensors that were changed."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    tensors = load_file(file)
+    tensors = load_tensors(file)
     changed = set(tensors) & set(pairs)
-    for name in changed:
+    for name in sorted(changed):
         weight, (a, b) = tensors[name], pairs[name]
         if (b.shape[0], a.shape[1]) != tuple(weight.shape):
             raise CheckpointError(
                 f"LoRA for {name} has shape {b.shape[0]}x{a.shape[1]}, the base's weight "
                 f"{'x'.join(map(str, weight.shape))}: the adapter belongs to another base."
             )
-        merged = weight.float() + scale * (b.float() @ a.float())
+        merged = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
         if not torch.isfinite(merged).all():
             raise CheckpointError(f"merging {name} gives NaN or infinite weights.")
-        tensors[name] = merged.to(weight.dtype)
+        tensors[name] = merged
     save_file(tensors, target, metadata={"format": "pt"})
     return changed
 
@@ -159,16 +185,19 @@ def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
     """Return the cached folder of ``base`` with the LoRA in ``folder`` merged in.
 
     W + (alpha/r) B A (Hu et al., 2021, arXiv 2106.09685, section 4.1), computed in float32 and
-    rounded to the base's dtype. The cache key covers adapter, configuration and base weights.
+    rounded to the base's dtype. The cache key covers everything that goes into the folder. An
+    adapter saved with a tokenizer keeps it, and with it its chat template.
 
     Raises:
         CheckpointError: shapes do not fit, a module is not in the base, or weights are not finite.
     """
+    files = companions(base) | _own_tokenizer(folder)
     facts = [sha256_file(folder / WEIGHTS), config.model_dump(mode="json"), weights_sha256(base)]
-    target = cache_root() / "merged" / sha256_json(facts)
+    target = cache_root() / "merged" / cache_key(files, *facts)
     if target.is_dir():
         return target
     pairs = _low_rank_pairs(folder)
+    _check_ranks(pairs, config.r, folder)
     with atomic_folder(target) as scratch:
         changed: set[str] = set()
         for file in weight_files(base):
@@ -178,9 +207,8 @@ def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
                 f"{folder}: the base {base} has no {missing[0]} ({len(missing)} such modules): "
                 "the adapter belongs to another base."
             )
-        for item in base.iterdir():
-            if item.is_file() and item.suffix != ".safetensors":
-                shutil.copy2(item, scratch / item.name)
+        for name, file in files.items():
+            shutil.copy2(file, scratch / name)
     return target
 
 
@@ -204,4 +232,5 @@ class PeftLora:
         _check_recorded_base(folder, base, spec.name)
         merged = merge(folder, base, config)
         note = f"LoRA r={config.r}, alpha={config.lora_alpha:g} merged into {base.name} in float32"
-        return describe(spec, merged, (note,))
+        dropped = head_tensors([folder / WEIGHTS], PREFIX)
+        return describe(spec, merged, (note, *dropped_note(dropped)))

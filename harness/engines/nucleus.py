@@ -31,8 +31,9 @@ def truncate(logits: Floats, p: float) -> None:
     """Set (V,) logits outside the nucleus of mass ``p`` to minus infinity, in place.
 
     Keeps the smallest set of most likely tokens whose probabilities add up to at least ``p``, and
-    always the likeliest token; tokens as likely as the least one kept stay too (Holtzman et al., 2020, arXiv 1904.09751, section 3.1). In numpy,
-    which starts no threads: rows are short, and threads would wait for each other.
+    always the likeliest token; tokens exactly as likely as the least one kept stay too (Holtzman
+    et al., 2020, arXiv 1904.09751, section 3.1). In numpy, which starts no threads: rows are
+    short, and threads would wait for each other.
     """
     weights = np.exp(logits - logits.max())
     total = weights.sum(dtype=np.float64)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pydantic import Field
+
 from harness.engines import Completion, Request
 from harness.engines.environment import is_cpu_build
 from harness.errors import EngineError, InputError
@@ -32,12 +34,12 @@ class EngineSettings(Record):
             vocabulary and is slow on a CPU; the kept tokens are the same but for rounding.
     """
 
-    max_model_len: int = 1024
-    max_num_seqs: int = 64
-    chunk: int = 1024
-    kv_cache_gib: float = 1.0
-    gpu_memory_utilization: float = 0.85
-    tensor_parallel_size: int = 1
+    max_model_len: int = Field(default=1024, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1)
+    chunk: int = Field(default=1024, ge=1)
+    kv_cache_gib: float = Field(default=1.0, gt=0.0)
+    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0)
+    tensor_parallel_size: int = Field(default=1, ge=1)
     enforce_eager: bool = True
     own_top_p: bool = True
 
@@ -234,6 +236,8 @@ def _params(request: Request, *, own_top_p: bool) -> Any:
 
 def _completion(out: Any, entropies: list[float]) -> Completion:
     answer = out.outputs[0]
+    if answer.finish_reason not in tuple(FinishReason):
+        raise EngineError(f"vLLM ended request '{out.request_id}' with '{answer.finish_reason}'")
     tokens = len(answer.token_ids)
     complete = len(entropies) == tokens and tokens > 0
     return Completion(

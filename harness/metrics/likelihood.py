@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from harness.errors import InputError
 from harness.types import Direction, Example, Generation, MetricInfo, Score
 
 PREFERENCE_INFO = (
@@ -34,6 +35,22 @@ PREFERENCE_INFO = (
         direction=Direction.HIGHER,
         definition="Share of pairs whose better answer has the higher log-probability, summed "
         "over tokens and without a base; ties count one half, and the shorter answer is favoured.",
+    ),
+    MetricInfo(
+        key="logprob_chosen",
+        title="Log-probability of the better answer",
+        unit="nats",
+        direction=Direction.NEITHER,
+        definition="Summed over the tokens of the suite's better answer, end-of-sequence included, "
+        "in float32. Its fall in training is known as likelihood displacement.",
+    ),
+    MetricInfo(
+        key="logprob_rejected",
+        title="Log-probability of the worse answer",
+        unit="nats",
+        direction=Direction.NEITHER,
+        definition="Summed over the tokens of the suite's worse answer, end-of-sequence included, "
+        "in float32.",
     ),
 )
 
@@ -68,8 +85,9 @@ def preference_scores(
         checkpoint: its name.
         suite: the suite's name.
         rows: by example id, what the checkpoint gives both answers.
-        base_rows: the same by the base checkpoint. None for the base itself: its implicit reward
-            is zero by definition, so it has ``likelihood_accuracy`` only.
+        base_rows: the same by the base checkpoint; for the base itself its own rows, whose
+            margins are all zero: accuracy one half. None where there is no base: then
+            ``likelihood_accuracy`` only.
 
     Source: Rafailov et al. (2023), "Direct Preference Optimization", arXiv 2305.18290, eq. 5.
     """
@@ -98,6 +116,19 @@ class PreferenceAccuracy:
     """The family's place among the metrics: it names the keys, `preference_scores` fills them."""
 
     info = PREFERENCE_INFO
+
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """Refuse examples without a better and a worse answer.
+
+        Raises:
+            InputError: names the first such example.
+        """
+        for example in examples:
+            if example.reference is None or example.rejected is None:
+                raise InputError(
+                    f"example '{example.id}': preference_accuracy needs a better and a worse "
+                    "answer; name their fields as 'reference' and 'rejected' under 'fields'."
+                )
 
     def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
         """Return nothing: these scores are about the suite's own answers, not about generations."""

@@ -56,6 +56,7 @@ FORMS = {
 
 _REFUSAL = re.compile("|".join(FORMS.values()))
 
+
 def _agreement_text() -> str:
     """Return the rules' measured agreement with people, from the packaged manifest."""
     manifest = read_json(packaged("judges", "refusal", "manifest.json"))

@@ -1,0 +1,44 @@
+"""Fixtures of all tests: a cache of their own, so that no test reads or fills the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from suite_records import NAMES, write_suite
+from tiny_checkpoints import save_checkpoint, save_tokenizer
+
+from harness.engines.environment import MARK, hide_mismatched_builds
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the cache at a new folder, except for engine tests, which need the real model."""
+    if request.node.get_closest_marker("engine") is None:
+        folder: Path = request.getfixturevalue("tmp_path")
+        monkeypatch.setenv("TBPO_CACHE", str(folder / "cache"))
+
+
+@pytest.fixture
+def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the command line from replacing the test process by itself."""
+    monkeypatch.setenv(MARK, "1")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved byte-level tokenizer with a chat template."""
+    hide_mismatched_builds()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A folder with the checkpoints NAMES and the suite own.yaml, for a fake engine."""
+    folder = tmp_path_factory.mktemp("given")
+    write_suite(folder)
+    for seed, name in enumerate(NAMES):
+        save_checkpoint(folder / name, tokenizer_folder, seed)
+    return folder

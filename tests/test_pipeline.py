@@ -1,0 +1,327 @@
+"""The pipeline on a fake engine: a run is whole, and stopped anywhere it ends the same."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, FakeReference, Killed
+from suite_records import CHUNK, EXAMPLES, NAMES, SAMPLES, run_config, write_suite
+from tiny_checkpoints import save_checkpoint
+
+from harness import pipeline
+from harness.errors import EngineError, InputError, RunFolderError
+from harness.pipeline import Work, run
+from harness.reading import compare_run
+from harness.store import GENERATIONS, JUDGMENTS, SCORES, RunFolder, read_run
+from harness.types import CheckpointSpec, Status
+
+FILES = ("examples.jsonl", "generations.jsonl", "judgments.jsonl", "scores.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fakes(monkeypatch)
+
+
+def install_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeEngine.forget()
+    FakeReference.loads = []
+    monkeypatch.setattr(pipeline, "VllmEngine", FakeEngine)
+    monkeypatch.setattr(pipeline, "ReferenceModel", FakeReference)
+    monkeypatch.setattr(pipeline, "FLUSH", 3)
+    # A stopped test process loses nothing that it wrote, so it need not wait for the disk.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(given: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install_fakes(monkeypatch)
+        monkeypatch.setenv("TBPO_CACHE", str(folder / "cache"))
+        return contents(run(run_config(given, folder / "run")))
+
+
+def test_run_is_whole(given: Path, tmp_path: Path) -> None:
+    folder = read_run(run(run_config(given, tmp_path / "run")))
+    manifest = folder.manifest
+    assert manifest.status == Status.COMPLETE
+    found = folder.records(GENERATIONS)
+    assert len(found) == len(NAMES) * EXAMPLES * SAMPLES
+    assert manifest.counts["generations"].expected == manifest.counts["generations"].present
+    weights = {c.spec.name: c.weights_sha256 for c in manifest.checkpoints}
+    assert all(g.weights_sha256 == weights[g.checkpoint] for g in found)
+    assert len(folder.records(JUDGMENTS)) == 3 * EXAMPLES
+    metrics = Counter((s.checkpoint, s.metric) for s in folder.records(SCORES))
+    for name in NAMES:
+        assert metrics[name, "preference_accuracy"] == EXAMPLES
+        assert metrics[name, "tokens"] == EXAMPLES * SAMPLES
+    assert compare_run(tmp_path / "run").gaps == ()
+
+
+def test_one_engine_holds_all_checkpoints_in_turn(given: Path, tmp_path: Path) -> None:
+    folder = read_run(run(run_config(given, tmp_path / "run")))
+    assert FakeEngine.started == FakeEngine.closed == 1
+    assert FakeEngine.loads == list(NAMES)
+    assert FakeReference.loads == list(NAMES)
+    loaded = [e for e in folder.manifest.events if e["event"] == "loaded"]
+    assert [e["checkpoint"] for e in loaded] == list(NAMES)
+    assert all(e["own"] == 0 < e["nearest_other"] for e in loaded)
+
+
+def test_engine_is_handed_whole_chunks_the_same_for_all(given: Path, tmp_path: Path) -> None:
+    run(run_config(given, tmp_path / "run"))
+    by_name = {n: [keys for name, keys in FakeEngine.chunks if name == n] for n in NAMES}
+    assert by_name["base"] == by_name["dpo"] == by_name["tbpo"]
+    assert [len(keys) for keys in by_name["base"]] == [8, 8, 5]
+    keys = [key for chunk in by_name["base"] for key in chunk]
+    assert len(set(keys)) == EXAMPLES * SAMPLES
+
+
+def test_base_has_preference_accuracy_one_half(given: Path, tmp_path: Path) -> None:
+    folder = read_run(run(run_config(given, tmp_path / "run")))
+    values = {n: set() for n in NAMES}  # type: dict[str, set[float | None]]
+    for score in folder.records(SCORES):
+        if score.metric == "preference_accuracy":
+            values[score.checkpoint].add(score.value)
+    assert values["base"] == {0.5}
+    assert values["dpo"] | values["tbpo"] <= {0.0, 1.0}
+
+
+def test_second_run_computes_nothing(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = run(run_config(given, tmp_path / "run"))
+    before = contents(output) | {"manifest.json": (output / "manifest.json").read_bytes()}
+    for name in ("VllmEngine", "ReferenceModel", "Work"):
+        monkeypatch.setattr(pipeline, name, None)
+    assert run(run_config(given, output)) == output
+    assert contents(output) | {"manifest.json": (output / "manifest.json").read_bytes()} == before
+
+
+def test_checkpoint_that_is_done_is_not_loaded_again(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    output = tmp_path / "run"
+    FakeEngine.fail_after = EXAMPLES * SAMPLES + 1
+    with pytest.raises(Killed):
+        run(run_config(given, output))
+    FakeEngine.forget()
+    FakeReference.loads.clear()
+    run(run_config(given, output))
+    assert FakeEngine.loads == ["dpo", "tbpo"]
+    assert FakeReference.loads == []
+    events = [e["checkpoint"] for e in read_run(output).manifest.events if e["event"] == "loaded"]
+    assert events == ["base", "dpo", "dpo", "tbpo"]
+    assert contents(output) == undisturbed
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 7, 8, 9, 20, 21, 22, 43, 62])
+def test_run_stopped_in_an_answer_ends_the_same(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes], after: int
+) -> None:
+    output = tmp_path / "run"
+    FakeEngine.fail_after = after
+    with pytest.raises(Killed):
+        run(run_config(given, output))
+    assert FakeEngine.closed == 1
+    kept = read_run(output).records(GENERATIONS)
+    assert after - 3 < len(kept) <= after
+    assert compare_run(output).gaps
+    FakeEngine.forget()
+    run(run_config(given, output))
+    assert contents(output) == undisturbed
+
+
+def test_stopped_chunk_is_handed_over_whole(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    FakeEngine.fail_after = 13
+    with pytest.raises(Killed):
+        run(run_config(given, tmp_path / "run"))
+    stopped = FakeEngine.chunks[-1]
+    assert FakeEngine.chunks[0] != stopped
+    FakeEngine.forget()
+    run(run_config(given, tmp_path / "run"))
+    assert FakeEngine.chunks[0] == stopped
+    assert len(stopped[1]) == CHUNK
+
+
+def test_stopping_again_and_again_ends_the_same(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    stops = 0
+    while stops < 40:
+        FakeEngine.fail_after = FakeEngine.made + CHUNK + 1
+        try:
+            run(run_config(given, tmp_path / "run"))
+            break
+        except Killed:
+            stops += 1
+    assert stops > 6
+    assert contents(tmp_path / "run") == undisturbed
+
+
+def test_line_torn_by_a_kill_is_made_again(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    output = tmp_path / "run"
+    FakeEngine.fail_after = 30
+    with pytest.raises(Killed):
+        run(run_config(given, output))
+    FakeEngine.forget()
+    for name in ("generations.jsonl", "scores.jsonl"):
+        whole = (output / name).read_bytes()
+        (output / name).write_bytes(whole[:-9])
+    run(run_config(given, output))
+    assert contents(output) == undisturbed
+
+
+class StopOnce:
+    """Wraps a method of a class so that one of its calls raises, before or after its work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int) -> None:
+        self.left = call
+        real = getattr(owner, name)
+
+        def wrapped(this: Any, *arguments: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+            return real(this, *arguments)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        *((Work, stage, 1) for stage in ("likelihoods", "generations", "scores", "judgments")),
+        (Work, "finish", 1),
+        (RunFolder, "seal", 1),
+        (RunFolder, "_sort", 2),
+        (RunFolder, "_sort", 3),
+        *((RunFolder, "append", call) for call in (1, 2, 3, 4, 30, 32, 35)),
+        *((RunFolder, "write_manifest", call) for call in (1, 2, 3, 4, 5, 6)),
+        (FakeEngine, "load", 2),
+        (FakeEngine, "prompt_logprobs", 3),
+    ],
+)
+def test_run_stopped_between_stages_ends_the_same(
+    given: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    call: int,
+) -> None:
+    stop = StopOnce(monkeypatch, owner, name, call)
+    with pytest.raises(Killed):
+        run(run_config(given, tmp_path / "run"))
+    assert stop.left == 0
+    run(run_config(given, tmp_path / "run"))
+    assert contents(tmp_path / "run") == undisturbed
+    assert read_run(tmp_path / "run").manifest.status == Status.COMPLETE
+
+
+def test_wrong_weights_stop_the_run_and_nothing_is_recorded_for_them(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeEngine.load
+
+    def stale(self: FakeEngine, checkpoint: Any) -> None:
+        if self.held is None:
+            real(self, checkpoint)
+
+    monkeypatch.setattr(FakeEngine, "load", stale)
+    with pytest.raises(EngineError, match="still answers exactly as with 'base'"):
+        run(run_config(given, tmp_path / "run"))
+    found = read_run(tmp_path / "run").records(GENERATIONS)
+    assert {g.checkpoint for g in found} == {"base"}
+
+
+def test_other_seed_gives_other_answers(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    other = contents(run(run_config(given, tmp_path / "run", seed=1)))
+    assert other["generations.jsonl"] != undisturbed["generations.jsonl"]
+    assert other["examples.jsonl"] == undisturbed["examples.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"engine": {"chunk": 5}}, "engine"),
+        ({"limit": 3}, "suites"),
+    ],
+)
+def test_folder_of_another_run_is_refused(
+    given: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    run(run_config(given, tmp_path / "run"))
+    with pytest.raises(RunFolderError, match=f"They differ in: {named}"):
+        run(run_config(given, tmp_path / "run", **changes))
+
+
+def test_checkpoint_exchanged_under_its_name_is_noticed(
+    given: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    run(run_config(given, tmp_path / "run"))
+    other = save_checkpoint(tmp_path / "other", tokenizer_folder, seed=9)
+    specs = [CheckpointSpec(name=n, source=str(given / n)) for n in NAMES[:2]]
+    specs.append(CheckpointSpec(name=NAMES[2], source=str(other)))
+    with pytest.raises(RunFolderError, match="They differ in: checkpoints"):
+        run(run_config(given, tmp_path / "run", checkpoints=specs))
+
+
+def test_one_checkpoint_under_two_names_is_no_stale_engine(given: Path, tmp_path: Path) -> None:
+    specs = [CheckpointSpec(name=n, source=str(given / "base")) for n in ("a", "b")]
+    output = run(run_config(given, tmp_path / "run", checkpoints=specs))
+    assert compare_run(output).gaps == ()
+
+
+def test_checkpoints_with_templates_of_their_own_can_be_compared(
+    given: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    other = save_checkpoint(tmp_path / "other", tokenizer_folder, seed=9)
+    with (other / "chat_template.jinja").open("a") as template:
+        template.write("Well:")
+    specs = [
+        CheckpointSpec(name=n, source=str(p)) for n, p in (("a", given / "base"), ("b", other))
+    ]
+    folder = read_run(run(run_config(given, tmp_path / "run", checkpoints=specs)))
+    tokens = {g.checkpoint: g.prompt_tokens for g in folder.records(GENERATIONS)}
+    assert tokens["b"] == tokens["a"] + len("Well:")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suites": ["hhh"]}, "unknown suite 'hhh'"),
+        ({"max_model_len": 20}, "own: 7 prompts are longer than 4 tokens"),
+    ],
+)
+def test_wrong_request_starts_no_engine(
+    given: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(run_config(given, tmp_path / "run", **changes))
+    assert FakeEngine.started == 0
+
+
+def test_pair_without_a_worse_answer_is_named(given: Path, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, fields={"reference": "good"})
+    with pytest.raises(InputError, match="'e0': preference_accuracy needs a better and a worse"):
+        run(run_config(given, tmp_path / "run", suites=[str(suite)]))
+    assert FakeEngine.started == 0

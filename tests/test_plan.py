@@ -1,0 +1,151 @@
+"""The plan: everything checked before anything is computed, and a key for all that decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from suite_records import EXAMPLES, NAMES, SAMPLES, run_config, write_suite
+from tiny_checkpoints import save_checkpoint
+
+from harness.errors import InputError
+from harness.plan import RunConfig, make_plan
+from harness.types import CheckpointSpec, Dtype, RunManifest, Status
+
+
+def specs(given: Path, *, name: str = "a", **fields: Any) -> list[CheckpointSpec]:
+    return [CheckpointSpec(name=name, source=str(given / "base"), **fields)]
+
+
+def manifest(config: RunConfig) -> RunManifest:
+    return make_plan(config).manifest
+
+
+def test_manifest_says_what_will_be_run(given: Path, tmp_path: Path) -> None:
+    plan = make_plan(run_config(given, tmp_path / "run"))
+    found = plan.manifest
+    assert found.status == Status.RUNNING
+    assert [c.spec.name for c in found.checkpoints] == list(NAMES)
+    assert len({c.weights_sha256 for c in found.checkpoints}) == len(NAMES)
+    (card,) = found.suites
+    assert (card.name, card.examples, card.sampling.samples) == ("own", EXAMPLES, SAMPLES)
+    assert card.has_reference
+    assert {m.key for m in card.metrics} >= {"preference_accuracy", "tokens", "entropy"}
+    assert [j.name for j in found.judges] == ["reference"]
+    assert found.counts["generations"].expected == len(NAMES) * EXAMPLES * SAMPLES
+    assert found.engine["name"] == "vllm"
+    assert "numpy" in found.packages
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_key_can_be_repeated(given: Path, tmp_path: Path) -> None:
+    first = manifest(run_config(given, tmp_path / "run"))
+    again = manifest(run_config(given, tmp_path / "elsewhere"))
+    assert again.run_key == first.run_key
+    assert RunManifest.model_validate_json(first.model_dump_json()) == first
+
+
+def test_run_key_follows_everything_that_decides_the_results(
+    given: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    other = save_checkpoint(tmp_path / "other", tokenizer_folder, seed=5)
+    template = save_checkpoint(tmp_path / "template", tokenizer_folder)
+    with (template / "chat_template.jinja").open("a") as stream:
+        stream.write("x")
+    for name in ("judged", "warm"):
+        (tmp_path / name).mkdir()
+    warm = {"temperature": 0.5, "max_tokens": 16, "samples": SAMPLES}
+    base: dict[str, Any] = {"checkpoints": specs(given)}
+    variants: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"limit": 3},
+        {"engine": {"chunk": 9}},
+        {"max_model_len": 512},
+        {"checkpoints": specs(given, name="b")},
+        {"checkpoints": specs(given, dtype=Dtype.FLOAT32)},
+        {"checkpoints": [CheckpointSpec(name="a", source=str(other))]},
+        {"checkpoints": [CheckpointSpec(name="a", source=str(template))]},
+        {"suites": [str(write_suite(tmp_path / "judged", judges=[]))]},
+        {"suites": [str(write_suite(tmp_path / "warm", sampling=warm))]},
+    ]
+    keys = [manifest(run_config(given, tmp_path, **(base | v))).run_key for v in variants]
+    assert len(set(keys)) == len(variants)
+
+
+def test_run_key_does_not_follow_a_checkpoints_place(
+    given: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    copy = save_checkpoint(tmp_path / "copy", tokenizer_folder)
+    here = manifest(run_config(given, tmp_path, checkpoints=specs(given)))
+    moved = [CheckpointSpec(name="a", source=str(copy), method="sft")]
+    assert manifest(run_config(given, tmp_path, checkpoints=moved)).run_key == here.run_key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suites": ["hhh"]}, "unknown suite 'hhh'"),
+        ({"engine": {"chunks": 3}}, r"unknown engine setting 'chunks'.* Known: .*chunk"),
+        ({"engine": {"chunk": 0}}, "engine: chunk: .*'0'"),
+        ({"engine": {"kv_cache_gib": "big"}}, "engine: kv_cache_gib: .*'big'"),
+        ({"max_model_len": 4096}, "--max-model-len 4096 is beyond the model's own limit of 2048"),
+    ],
+)
+def test_wrong_request_is_refused(
+    given: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(run_config(given, tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([("a", {}), ("a", {})], "checkpoint name 'a' is given twice"),
+        ([("reference", {})], "'reference' stands for the suites' own answers"),
+        ([("a", {}), ("b", {"dtype": Dtype.FLOAT32})], "'a' and 'b' differ in architecture"),
+    ],
+)
+def test_checkpoints_that_do_not_go_together_are_refused(
+    given: Path, tmp_path: Path, wanted: list[tuple[str, dict[str, Any]]], message: str
+) -> None:
+    made = [spec for name, fields in wanted for spec in specs(given, name=name, **fields)]
+    with pytest.raises(InputError, match=message):
+        make_plan(run_config(given, tmp_path / "run", checkpoints=made))
+
+
+def test_checkpoints_of_another_shape_are_refused(
+    given: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    wide = save_checkpoint(tmp_path / "wide", tokenizer_folder, hidden_size=64)
+    made = [*specs(given), CheckpointSpec(name="wide", source=str(wide))]
+    with pytest.raises(InputError, match="'a' and 'wide' differ in architecture"):
+        make_plan(run_config(given, tmp_path / "run", checkpoints=made))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ["lenght"]}, r"unknown metric 'lenght'.*Did you mean 'length'"),
+        ({"judges": ["referee"]}, "unknown judge 'referee'"),
+        ({"primary": ["rouge_l"]}, "primary metric 'rouge_l' is produced by none"),
+    ],
+)
+def test_suite_that_cannot_be_run_is_refused(
+    given: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    suite = write_suite(tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        make_plan(run_config(given, tmp_path / "run", suites=[str(suite)]))
+
+
+def test_different_templates_are_warned_of(
+    given: Path, tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = save_checkpoint(tmp_path / "other", tokenizer_folder)
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    made = [*specs(given), CheckpointSpec(name="b", source=str(other))]
+    make_plan(run_config(given, tmp_path / "run", checkpoints=made))
+    assert "different chat templates (a; b)" in caplog.text

@@ -1,0 +1,99 @@
+"""Prompts: the checkpoint's own template, one BOS, the generation marker, room for the answer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from run_records import make_examples
+from suite_records import make_loadable, make_suite
+from tiny_checkpoints import SPECIAL, TEMPLATE, save_tokenizer
+
+from harness.errors import CheckpointError, InputError
+from harness.prompts import (
+    check_bos,
+    check_lengths,
+    load_tokenizer,
+    render,
+    render_suite,
+    template_warning,
+)
+from harness.types import Message, Role
+
+BOS, USER, ASSISTANT = (SPECIAL.index(t) for t in ("<s>", "<|user|>", "<|assistant|>"))
+HELLO = [Message(role=Role.USER, content="Hi")]
+ONE = make_suite("own", make_examples(1))
+
+
+def test_prompt_is_rendered_in_the_checkpoints_template(tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    ids = render(tokenizer, HELLO)
+    assert ids[:2] == [BOS, USER]
+    assert ids[-1] == ASSISTANT
+    assert tokenizer.decode(ids) == "<s><|user|>Hi</s><|assistant|>"
+    check_bos(tokenizer, ids, "here")
+
+
+def test_all_turns_are_rendered(tokenizer_folder: Path) -> None:
+    turns = [
+        Message(role=role, content=text)
+        for role, text in ((Role.SYSTEM, "S"), (Role.USER, "1"), (Role.ASSISTANT, "2"))
+    ]
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    text = tokenizer.decode(render(tokenizer, [*turns, *HELLO]))
+    assert text == "<s><|system|>S</s><|user|>1</s><|assistant|>2</s><|user|>Hi</s><|assistant|>"
+
+
+def test_suite_is_rendered_by_example(tokenizer_folder: Path) -> None:
+    examples = make_examples(3)
+    prompts = render_suite(make_loadable("sft", tokenizer_folder), make_suite("own", examples))
+    assert list(prompts) == [e.id for e in examples]
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    assert "question 2" in tokenizer.decode(prompts["e02"])
+
+
+def test_doubled_bos_is_refused_and_the_prompt_named(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, "<s>" + TEMPLATE)
+    with pytest.raises(CheckpointError, match=r"checkpoint 'sft', own/e00: .*doubled BOS"):
+        render_suite(make_loadable("sft", tmp_path), ONE)
+
+
+def test_bos_inside_a_prompt_is_no_doubled_one(tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    check_bos(tokenizer, [BOS, USER, BOS, BOS], "here")
+    tokenizer.bos_token = None
+    check_bos(tokenizer, [BOS, BOS], "here")
+
+
+def test_template_that_refuses_a_chat_is_named(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, "{{ raise_exception('no system turn') }}")
+    with pytest.raises(CheckpointError, match=r"'sft', own/e00: .*template failed: no system turn"):
+        render_suite(make_loadable("sft", tmp_path), ONE)
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": "1.0"}', "\x00"])
+def test_tokenizer_that_cannot_be_read_is_named(
+    tokenizer_folder: Path, tmp_path: Path, content: str
+) -> None:
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "copy"))
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"the tokenizer in .*copy cannot be read"):
+        load_tokenizer(str(folder))
+
+
+def test_prompts_too_long_are_named_and_counted() -> None:
+    asked = make_suite("own", make_examples(5), max_tokens=8)
+    prompts = {f"e{i:02d}": tuple(range(11 + i)) for i in range(5)}
+    check_lengths(prompts, asked, max_model_len=23)
+    message = r"own: 4 prompts are longer than 11 tokens \(first: e01, e02, e03\)\. Raise .* to 23"
+    with pytest.raises(InputError, match=message):
+        check_lengths(prompts, asked, max_model_len=19)
+
+
+def test_different_templates_are_warned_of() -> None:
+    same = [make_loadable(name) for name in ("a", "b")]
+    assert template_warning(same) is None
+    warning = template_warning([*same, make_loadable("c", template="u")])
+    assert warning is not None
+    assert "a, b; c" in warning
