@@ -2,10 +2,14 @@
 
     python benchmarks/throughput.py [--rounds 2] [--limit N]
 
-Both sides get the same prompts, sampling parameters, seeds and engine settings, each in a process
-of its own, in turn. The run's side is the pipeline's own generation phase: exact entropy for each
-token and every record written to disk. Engine start and checkpoint loading are left out on both
-sides. Prints one line a round and the median ratio.
+All sides get the same prompts, sampling parameters and seeds, in the same order, and the same
+engine settings, each in a process of its own, in turn:
+
+run     the pipeline's generation phase: exact entropy of each token, every record on disk
+bare    ``LLM.generate`` as vLLM comes, with its own top-p, which sorts the whole vocabulary
+filter  ``LLM.generate`` with this package's top-p filter, which shows the cost of all the rest
+
+Engine start and checkpoint loading are left out. Prints one line a side and the median ratios.
 """
 
 from __future__ import annotations
@@ -53,40 +57,37 @@ def measure_run(limit: int | None) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds}
 
 
-def measure_bare(limit: int | None) -> dict[str, float]:
-    """``LLM.generate`` on the same requests, in the suites' order."""
-    from vllm import LLM, SamplingParams
+def measure_bare(limit: int | None, *, own_top_p: bool) -> dict[str, float]:
+    """``LLM.generate`` on the same requests, with or without this package's top-p filter."""
+    from vllm import LLM
 
-    from harness.engines.vllm import engine_arguments
+    from harness.engines.vllm import engine_arguments, sampling_params
     from harness.plan import make_plan
-    from harness.prompts import render_suite
+    from harness.prompts import render_all
+    from harness.requests import make_requests
 
     with tempfile.TemporaryDirectory() as scratch:
         plan = make_plan(config(limit, Path(scratch) / "run"))
-    checkpoint = plan.checkpoints[0]
-    arguments = engine_arguments(checkpoint, plan.settings, 0)
-    for ours in ("logits_processors", "worker_extension_cls"):
-        del arguments[ours]
+    settings = plan.settings.model_copy(update={"own_top_p": own_top_p})
+    arguments = engine_arguments(plan.checkpoints[0], settings, 0)
+    arguments["logits_processors"] = [p for p in arguments["logits_processors"] if "Nucleus" in p]
+    del arguments["worker_extension_cls"]
     llm = LLM(**arguments)
-    prompts, params = [], []
-    for suite in plan.suites:
-        sampling = suite.spec.sampling
-        for ids in render_suite(checkpoint, suite).values():
-            for sample in range(sampling.samples):
-                prompts.append({"prompt_token_ids": list(ids)})
-                seed = len(prompts) + sample if sampling.temperature > 0 else None
-                params.append(
-                    SamplingParams(
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p,
-                        max_tokens=sampling.max_tokens,
-                        seed=seed,
-                    )
-                )
+    rendered = render_all(plan.checkpoints, plan.suites, plan.settings.max_model_len)
+    requests = make_requests(plan.suites, rendered["base"], plan.config.seed)
+    prompts = [{"prompt_token_ids": list(r.prompt)} for r in requests]
+    params = [sampling_params(r, own_top_p=own_top_p) for r in requests]
     started = time.perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - started
     return {"tokens": sum(len(o.outputs[0].token_ids) for o in outputs), "seconds": seconds}
+
+
+SIDES = {
+    "run": measure_run,
+    "bare": lambda limit: measure_bare(limit, own_top_p=False),
+    "filter": lambda limit: measure_bare(limit, own_top_p=True),
+}
 
 
 def measure(side: str, limit: int | None) -> float:
@@ -99,7 +100,10 @@ def measure(side: str, limit: int | None) -> float:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     rate = found["tokens"] / found["seconds"]
-    print(f"  {side:5} {found['tokens']:7d} tokens {found['seconds']:7.1f} s {rate:7.1f} tokens/s")
+    print(
+        f"  {side:6} {found['tokens']:7d} tokens {found['seconds']:7.1f} s {rate:7.1f} tokens/s",
+        flush=True,
+    )
     return float(rate)
 
 
@@ -107,22 +111,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--side", choices=["run", "bare"])
+    parser.add_argument("--side", choices=list(SIDES))
     given = parser.parse_args()
     if given.side:
         restart_with_engine_environment()
         hide_mismatched_builds()
-        side = measure_run if given.side == "run" else measure_bare
-        print(json.dumps(side(given.limit)))
+        print(json.dumps(SIDES[given.side](given.limit)))
         return
-    ratios = []
-    for number in range(1, given.rounds + 1):
-        print(f"round {number}")
-        order = ["run", "bare"] if number % 2 else ["bare", "run"]
-        rates = {side: measure(side, given.limit) for side in order}
-        ratios.append(rates["run"] / rates["bare"])
-        print(f"  ratio run/bare {ratios[-1]:.3f}", flush=True)
-    print(f"median ratio run/bare {statistics.median(ratios):.3f} (wanted: at least 0.90)")
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(given.rounds):
+        print(f"round {number + 1}", flush=True)
+        for side in list(SIDES) if number % 2 == 0 else list(reversed(SIDES)):
+            rates[side].append(measure(side, given.limit))
+    for other in ("bare", "filter"):
+        ratios = [a / b for a, b in zip(rates["run"], rates[other], strict=True)]
+        print(f"median ratio run/{other} {statistics.median(ratios):.3f} (wanted: at least 0.90)")
 
 
 if __name__ == "__main__":

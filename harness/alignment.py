@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.errors import InputError, RunFolderError
 from harness.stats.bootstrap import Key
@@ -93,17 +93,33 @@ def align(
     Raises:
         InputError: examples of a suite are not given, or are not those of the run.
         RunFolderError: a record names what the manifest does not know, comes from other weights,
-            or occurs twice.
+            occurs twice, or is gone since the run was completed.
     """
     _check_examples(manifest, examples)
     check = _Check.against(manifest, examples)
-    return AlignedRun(
+    run = AlignedRun(
         manifest=manifest,
         examples=examples,
         generations=_keyed(map(check.generation, generations)),
         scores=_keyed(map(check.score, scores)),
         judgments=_keyed(map(check.judgment, judgments)),
     )
+    _check_counts(manifest, {"scores": run.scores, "judgments": run.judgments})
+    return run
+
+
+def _check_counts(
+    manifest: RunManifest, groups: Mapping[str, Mapping[Any, Mapping[Any, Any]]]
+) -> None:
+    """Refuse a run that has lost records since it was completed."""
+    for name, keyed in groups.items():
+        present = sum(map(len, keyed.values()))
+        counts = manifest.counts.get(name)
+        if counts is not None and present != counts.present:
+            raise RunFolderError(
+                f"the run was completed with {counts.present} {name} and now holds {present}. "
+                f"{_REPEAT}"
+            )
 
 
 Group = TypeVar("Group", bound=tuple[str, ...])
@@ -197,7 +213,7 @@ class _Check:
             raise _foreign(record, "checkpoint", checkpoint)
 
 
-_REPEAT = "Delete the file it stands in from the run folder and repeat that stage."
+_REPEAT = "The run folder was changed by hand or is damaged: run it again into another folder."
 
 
 def _kind(record: Generation | Score | Judgment) -> str:

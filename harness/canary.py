@@ -18,8 +18,8 @@ from harness.engines import SwappableEngine
 from harness.engines.reference import Continuation, ReferenceModel
 from harness.errors import EngineError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
-from harness.prompts import load_tokenizer, render
-from harness.types import Dtype, Loadable, Message, Record, Role
+from harness.prompts import load_tokenizer
+from harness.types import Dtype, Loadable, Record
 
 CANARIES = (
     (
@@ -53,23 +53,22 @@ Readings = tuple[tuple[float, ...], ...]
 class CanaryProof(Record):
     """What was compared after a load.
 
-    ``own`` and ``nearest_other`` are root-mean-square differences in nats a token.
+    ``own`` and ``nearest_other`` are root-mean-square differences in nats a token;
+    ``told_apart`` says whether the nearest other checkpoint is far enough for the canary to tell.
     """
 
     checkpoint: str
     own: float
     nearest_other: float | None
+    told_apart: bool
     tokens: int
 
 
 def canary_sequences(checkpoint: Loadable) -> list[list[int]]:
-    """Return the canaries' token ids in the checkpoint's chat template."""
+    """Return the canaries' token ids, without a chat template: the same for all checkpoints."""
     tokenizer = load_tokenizer(checkpoint.folder)
     return [
-        [
-            *render(tokenizer, [Message(role=Role.USER, content=question)]),
-            *tokenizer(answer, add_special_tokens=False)["input_ids"],
-        ]
+        list(tokenizer(f"{question}\n\n{answer}", add_special_tokens=False)["input_ids"])
         for question, answer in CANARIES
     ]
 
@@ -127,10 +126,15 @@ class Canary:
         self._refuse_stale(name, found)
         own = rms(found, self.readings[name])
         _refuse_distant(name, own, TOLERANCE[checkpoint.spec.dtype])
-        nearest = self._refuse_nearer_other(name, found, own)
+        nearest, told_apart = self._refuse_nearer_other(name, found, own)
         self._seen[name] = found
-        tokens = sum(map(len, found))
-        return CanaryProof(checkpoint=name, own=own, nearest_other=nearest, tokens=tokens)
+        return CanaryProof(
+            checkpoint=name,
+            own=own,
+            nearest_other=nearest,
+            told_apart=told_apart,
+            tokens=sum(map(len, found)),
+        )
 
     def _others(self, name: str) -> dict[str, Readings]:
         """Return the readings that can be compared: of other checkpoints, on the same tokens."""
@@ -150,20 +154,27 @@ class Canary:
                     "the reload was not carried out. Nothing was recorded for it."
                 )
 
-    def _refuse_nearer_other(self, name: str, found: Readings, own: float) -> float | None:
-        """Return the distance to the nearest other reading; refuse it where it tells."""
+    def _refuse_nearer_other(
+        self, name: str, found: Readings, own: float
+    ) -> tuple[float | None, bool]:
+        """Return the distance to the nearest other reading and whether it can be told apart.
+
+        Raises:
+            EngineError: the reading is nearer to that other one, and they can be told apart.
+        """
         distances = {other: rms(found, r) for other, r in self._others(name).items()}
         if not distances:
-            return None
+            return None, len(self.readings) == 1
         nearest = min(distances, key=distances.__getitem__)
         apart = rms(self.readings[name], self.readings[nearest])
-        if distances[nearest] < own and apart >= _separable(own, sum(map(len, found))):
+        told_apart = apart >= _separable(own, sum(map(len, found)))
+        if distances[nearest] < own and told_apart:
             raise EngineError(
                 f"the engine's canary reading for '{name}' is nearer to that of '{nearest}' "
                 f"({distances[nearest]:.3f}) than to its own ({own:.3f} nats a token). "
                 "Nothing was recorded."
             )
-        return distances[nearest]
+        return distances[nearest], told_apart
 
 
 def _refuse_distant(name: str, own: float, limit: float) -> None:

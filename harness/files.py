@@ -23,6 +23,15 @@ def cache_root() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "tbpo"
 
 
+def portable(path: Path | str) -> str:
+    """Return ``path`` as it may stand in a report: the cache and the home folder by name."""
+    whole = Path(path).absolute()
+    for root, name in ((cache_root().absolute(), "$TBPO_CACHE"), (Path.home(), "~")):
+        if whole.is_relative_to(root):
+            return str(Path(name) / whole.relative_to(root))
+    return str(path)
+
+
 def packaged(*parts: str) -> Path:
     """Return a path below ``suites/``: inside the installed wheel, or beside a checkout."""
     here = Path(__file__).resolve().parent

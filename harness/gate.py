@@ -8,9 +8,10 @@ candidate, turned so that more is better, and [low, high] its interval:
     otherwise        inconclusive: the prompts cannot tell
 
 At level 0.95 a true loss as large as the margin passes in about 2.5 % of runs; in more where
-hardly any prompt tells the two apart, as a bootstrap cannot draw what it has not seen. The level
-holds for each rule: with many rules some verdict is wrong more often. Missing data never pass:
-they make a rule inconclusive.
+hardly any prompt tells the two apart, as a bootstrap cannot draw what it has not seen. Where no
+prompt does, an exact bound takes its place. The level holds for each rule: with many rules some
+verdict is wrong more often. Missing data never pass: they make a rule inconclusive, and so does a
+judge that is no better than chance.
 
 Source: Piaggio et al. (2012), "Reporting of noninferiority and equivalence randomized trials:
 extension of the CONSORT 2010 statement", JAMA 308, figure 1.
@@ -38,6 +39,9 @@ from harness.types import (
     Status,
     SuiteCard,
 )
+
+SHARE = "share"
+"""Unit of metrics that are shares of prompts."""
 
 
 class Verdict(StrEnum):
@@ -253,11 +257,19 @@ def _win_estimate(
 def _verdict(
     comparison: Comparison, rule: GateRule, direction: Direction, estimate: Estimate | None
 ) -> tuple[Verdict, str]:
-    interval = _interval(comparison, rule, estimate)
+    interval = _chance(comparison, rule) or _interval(comparison, rule, estimate)
     if isinstance(interval, str):
         return Verdict.INCONCLUSIVE, interval
     low, high = _advantage(interval, rule, direction)
     return _against_margin(low, high, rule.margin)
+
+
+def _chance(comparison: Comparison, rule: GateRule) -> str | None:
+    """Return why a judge's verdicts decide nothing, where they are no better than chance."""
+    for judge in comparison.manifest.judges:
+        if judge.name == rule.win_rate and judge.no_better_than_chance:
+            return f"judge '{judge.name}' is no better than chance at agreeing with people"
+    return None
 
 
 def _interval(
@@ -274,7 +286,30 @@ def _interval(
         return f"{estimate.missing} of the values behind it are missing"
     if estimate.low is None or estimate.high is None:
         return "one prompt gives no interval"
+    if estimate.low == estimate.high:
+        return _without_width(comparison, rule, estimate)
     return estimate.low, estimate.high
+
+
+def _without_width(
+    comparison: Comparison, rule: GateRule, estimate: Estimate
+) -> tuple[float, float] | str:
+    """Return an interval where no prompt tells the two apart, which a bootstrap cannot draw.
+
+    With 0 of n prompts telling, the share of prompts that do is at most 1 - (alpha/2)^(1/n)
+    (Clopper and Pearson, 1934), and a difference of shares is at most that share. For other units
+    nothing bounds the difference.
+    """
+    units = {
+        info.key: info.unit
+        for card in comparison.manifest.suites
+        if card.name == rule.suite
+        for info in card.metrics
+    }
+    if units.get(rule.metric or "") != SHARE:
+        return "the interval has no width: no prompt tells the two apart"
+    half = 1 - ((1 - estimate.level) / 2) ** (1 / estimate.clusters)
+    return estimate.low - half, estimate.low + half
 
 
 def _advantage(
@@ -291,8 +326,7 @@ def _against_margin(low: float, high: float, margin: float) -> tuple[Verdict, st
     bound = 0.0 - margin
     between = f"the advantage lies between {low:+.3g} and {high:+.3g}"
     if low > bound:
-        same = "; no prompt tells the two apart" if low == high == 0 else ""
-        return Verdict.PASS, f"{between}, above {bound:+.3g}{same}"
+        return Verdict.PASS, f"{between}, above {bound:+.3g}"
     if high < bound:
         return Verdict.REGRESSION, f"{between}, below {bound:+.3g}"
     return Verdict.INCONCLUSIVE, f"{between}, which {bound:+.3g} is part of"

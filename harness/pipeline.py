@@ -24,7 +24,7 @@ from harness.metrics.likelihood import LogProbs, preference_scores
 from harness.plan import Plan, RunConfig, make_plan
 from harness.progress import bar, over
 from harness.prompts import Prompts, render_all
-from harness.provenance import now
+from harness.provenance import git_commit, hardware, now
 from harness.requests import as_generation, make_pairs, make_requests, split_key
 from harness.store import GENERATIONS, JUDGMENTS, SCORES, RunFolder, is_complete, open_run
 from harness.suites import Suite
@@ -56,6 +56,7 @@ def run(config: RunConfig) -> Path:
             log.info("%s is complete; nothing to compute", config.output)
             return config.output
         work = Work(plan, folder, prompts)
+        work.note_resumption()
         work.likelihoods()
         work.generations()
         work.check_generations()
@@ -85,16 +86,23 @@ class Work:
 
     def likelihoods(self) -> None:
         """Score given answers in float32 and take the canary readings, one model load each."""
-        suites = [s for s in self.plan.suites if LIKELIHOOD in s.spec.metrics]
         for checkpoint in self.plan.checkpoints:
-            reading = remembered_reading(checkpoint)
-            missing = [s for s in suites if not self._has_likelihoods(checkpoint, s)]
-            if reading is None or missing:
-                model = ReferenceModel(checkpoint)
-                reading = reading or take_reading(checkpoint, model)
-                for suite in missing:
-                    self._append_scores(raw_scores(checkpoint, suite, model))
-            self.readings[checkpoint.spec.name] = reading
+            self.readings[checkpoint.spec.name] = self._likelihoods(checkpoint)
+
+    def _likelihoods(self, checkpoint: Loadable) -> Readings:
+        """Return a checkpoint's canary reading; its float32 model is gone when this returns."""
+        reading = remembered_reading(checkpoint)
+        missing = [
+            suite
+            for suite in self.plan.suites
+            if LIKELIHOOD in suite.spec.metrics and not self._has_likelihoods(checkpoint, suite)
+        ]
+        if reading is not None and not missing:
+            return reading
+        model = ReferenceModel(checkpoint)
+        for suite in missing:
+            self._append_scores(raw_scores(checkpoint, suite, model))
+        return reading or take_reading(checkpoint, model)
 
     def _has_likelihoods(self, checkpoint: Loadable, suite: Suite) -> bool:
         name = checkpoint.spec.name
@@ -139,10 +147,20 @@ class Work:
                     if proof.nearest_other is None
                     else f", {proof.nearest_other:.3f} from the nearest other",
                 )
+                if not proof.told_apart:
+                    log.warning(
+                        "'%s' is too like another checkpoint for the canary to tell them apart",
+                        proof.checkpoint,
+                    )
                 self._note("loaded", **proof.model_dump(mode="json"))
                 self.generate(engine, checkpoint)
         finally:
             engine.close()
+
+    def note_resumption(self) -> None:
+        """Record that earlier work is gone on with, and where."""
+        if self.generated or self.scored:
+            self._note("resumed", git_commit=git_commit(), cpu=hardware()["cpu"])
 
     def _note(self, event: str, **facts: Any) -> None:
         """Keep what happened in the manifest, at once: a killed run keeps its history."""
@@ -256,11 +274,13 @@ class Work:
     def finish(self) -> None:
         """Write the counts, sort the files and mark the run complete."""
         found = self.folder.manifest
-        expected = found.counts["generations"].expected
-        counts = found.counts | {
-            "generations": Counts(expected=expected, present=len(self.generated))
+        present = {
+            "generations": len(self.generated),
+            "scores": len(self.scored),
+            "judgments": len(self.folder.records(JUDGMENTS)),
         }
-        self.folder.write_manifest(found.model_copy(update={"counts": counts}))
+        counts = {name: Counts(expected=n, present=n) for name, n in present.items()}
+        self.folder.write_manifest(found.model_copy(update={"counts": found.counts | counts}))
         self.folder.seal()
 
 

@@ -15,7 +15,7 @@ from harness.adapters import prepare
 from harness.adapters.identity import model_config
 from harness.engines.vllm import EngineSettings, default_settings
 from harness.errors import InputError
-from harness.files import sha256_json
+from harness.files import portable, sha256_json
 from harness.judges import Judge
 from harness.metrics import ExampleChecker, Metric
 from harness.progress import over
@@ -124,8 +124,8 @@ def _check_architectures(checkpoints: Sequence[Loadable]) -> None:
         if other.architecture != first.architecture or other.spec.dtype != first.spec.dtype:
             raise InputError(
                 f"checkpoints '{first.spec.name}' and '{other.spec.name}' differ in architecture, "
-                "vocabulary or dtype; one run compares checkpoints that share one engine. Check "
-                "the base of each LoRA, or compare them in runs of their own."
+                "tokenizer, end token or dtype; one run compares checkpoints that share an engine. "
+                "Check the base of each LoRA, or compare them in runs of their own."
             )
 
 
@@ -177,7 +177,13 @@ def _run_key(
     return sha256_json(
         {
             "checkpoints": [
-                [c.spec.name, c.weights_sha256, c.template_sha256, c.spec.dtype]
+                [
+                    c.spec.name,
+                    c.weights_sha256,
+                    c.template_sha256,
+                    c.architecture,
+                    c.spec.dtype,
+                ]
                 for c in checkpoints
             ],
             "suites": [
@@ -187,6 +193,7 @@ def _run_key(
             "judges": [[j.name, j.identity] for j in judges],
             "seed": config.seed,
             "engine": engine,
+            "packages": provenance.packages(),
         }
     )
 
@@ -208,7 +215,7 @@ def _manifest(
         status=Status.RUNNING,
         created=provenance.now(),
         seed=config.seed,
-        checkpoints=tuple(checkpoints),
+        checkpoints=tuple(c.model_copy(update={"folder": portable(c.folder)}) for c in checkpoints),
         suites=cards,
         judges=infos,
         engine=engine,

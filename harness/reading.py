@@ -59,6 +59,11 @@ def summary_text(comparison: Comparison) -> str:
             name = f"{result.suite} {result.metric.key}"
             lines.append(f"{name:45} {result.checkpoint:16} {estimate_text(result.estimate)}")
     names = [c.spec.name for c in comparison.manifest.checkpoints]
+    trusted = {
+        judge.name: f"  (judge agrees with people {estimate_text(judge.agreement)})"
+        for judge in comparison.manifest.judges
+        if judge.agreement is not None
+    }
     place = {name: i for i, name in enumerate([REFERENCE, *names])}
     for rate in comparison.win_rates:
         if place[rate.candidate] < place[rate.baseline]:
@@ -66,7 +71,8 @@ def summary_text(comparison: Comparison) -> str:
         name = f"{rate.suite} win rate ({rate.judge})"
         pair = f"{rate.candidate} vs {rate.baseline}"
         counts = f"{rate.wins}/{rate.ties}/{rate.losses} W/T/L"
-        lines.append(f"{name:45} {pair:24} {estimate_text(rate.estimate)}  {counts}")
+        trust = trusted.get(rate.judge, "")
+        lines.append(f"{name:45} {pair:24} {estimate_text(rate.estimate)}  {counts}{trust}")
     return "\n".join(lines)
 
 

@@ -208,14 +208,16 @@ def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
         "judges": ([j.identity for j in found.judges], [j.identity for j in wanted.judges]),
         "seed": (found.seed, wanted.seed),
         "engine": (found.engine, wanted.engine),
+        "package versions": (found.packages, wanted.packages),
     }
     different = [name for name, (a, b) in parts.items() if json.dumps(a) != json.dumps(b)]
-    return f"They differ in: {', '.join(different) or 'package versions'}."
+    return f"They differ in: {', '.join(different)}."
 
 
 def _key(checkpoint: Loadable) -> tuple[str, ...]:
     spec = checkpoint.spec
-    return (spec.name, checkpoint.weights_sha256, checkpoint.template_sha256, spec.dtype)
+    hashes = (checkpoint.weights_sha256, checkpoint.template_sha256, checkpoint.architecture)
+    return (spec.name, *hashes, spec.dtype)
 
 
 def _metrics(manifest: RunManifest) -> list[dict[str, Any]]:

@@ -186,6 +186,9 @@ def _examples(path: Path, fields: Fields) -> tuple[Example, ...]:
             example = _example(row, fields)
         except KeyError as error:
             raise DataError(path, number, f"field {error} is missing") from error
+        except (AttributeError, IndexError) as error:
+            problem = f"the template 'fields.user' does not fit: {error}"
+            raise DataError(path, number, problem) from error
         except ValidationError as error:
             raise DataError(path, number, validation_text(error)) from error
         except ValueError as error:

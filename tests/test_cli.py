@@ -310,7 +310,12 @@ def rather_worse(i: int) -> float:
 
 @pytest.mark.parametrize(
     ("candidate", "code", "word"),
-    [(coin, 0, "PASS"), (lambda _: 0.0, 1, "REGRESSION"), (rather_worse, 3, "INCONCLUSIVE")],
+    [
+        (better, 0, "PASS"),
+        (lambda _: 0.0, 1, "REGRESSION"),
+        (rather_worse, 3, "INCONCLUSIVE"),
+        (coin, 3, "INCONCLUSIVE"),  # equal on every prompt, and too few prompts
+    ],
 )
 def test_gate_exit_codes(
     tmp_path: Path, tbpo: Tbpo, candidate: Callable[[int], float], code: int, word: str

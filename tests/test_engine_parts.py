@@ -11,7 +11,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra cpu or gpu)")
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from harness.engines.entropy import KEY, EntropyProbe, batch_entropy, entropies
+from harness.engines import ENTROPY_KEY as KEY
+from harness.engines.entropy import EntropyProbe, batch_entropy, entropies
 from harness.engines.nucleus import truncate
 from harness.engines.rows import follow
 

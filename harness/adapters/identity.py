@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import CheckpointError
-from harness.files import cache_root, read_json, sha256_json, write_atomic
+from harness.files import cache_root, read_json, sha256_file, sha256_json, write_atomic
 
 SHAPE_KEYS = (
     "architectures",
@@ -23,8 +23,16 @@ SHAPE_KEYS = (
     "tie_word_embeddings",
     "rope_parameters",
     "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "sliding_window",
+    "quantization_config",
 )
 """Configuration entries that decide whether two checkpoints can share one engine."""
+
+
+TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder")
+"""Parts of a tokenizer.json that decide token ids and text."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -82,10 +90,43 @@ def model_config(folder: Path) -> Any:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
 
 
+def end_tokens(folder: Path) -> Any:
+    """Return the end-of-sequence id or ids that an engine stops at, as it reads them."""
+    generation = folder / "generation_config.json"
+    found = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return found if found is not None else getattr(model_config(folder), "eos_token_id", None)
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Return a hash over what a tokenizer does, whatever the layout of its file.
+
+    Raises:
+        CheckpointError: the folder has no tokenizer file.
+    """
+    fast = folder / "tokenizer.json"
+    if fast.is_file():
+        content = read_json(fast)
+        return sha256_json({key: content.get(key) for key in TOKENIZER_PARTS})
+    for name in ("tokenizer.model", "vocab.json"):
+        if (folder / name).is_file():
+            return sha256_file(folder / name)
+    raise CheckpointError(f"{folder} has no tokenizer; save the tokenizer into it.")
+
+
 def architecture_key(folder: Path) -> str:
-    """Return a hash over what must agree for two checkpoints to share one engine."""
+    """Return a hash over what must agree for two checkpoints to share one engine.
+
+    Shapes and arithmetic of the model, and the tokenizer and end tokens, which an engine takes
+    from the checkpoint it starts on.
+    """
     config = model_config(folder)
-    return sha256_json({key: getattr(config, key, None) for key in SHAPE_KEYS})
+    facts = {key: _plain(getattr(config, key, None)) for key in SHAPE_KEYS}
+    facts |= {"tokenizer": tokenizer_sha256(folder), "end_tokens": end_tokens(folder)}
+    return sha256_json(facts)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def template_text(folder: Path) -> str | None:

@@ -27,6 +27,12 @@ from harness.types import CheckpointSpec, Loadable
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+
+MERGE_VERSION = 1
+"""Raised whenever the merge's arithmetic changes, so that no old merge is reused."""
+
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Initialisations that leave the base as it is; others (PiSSA, OLoRA, LoftQ...) change it."""
 TOKENIZER = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -52,6 +58,8 @@ class LoraConfig(BaseModel):
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     modules_to_save: list[str] | None = None
+    init_lora_weights: bool | str = True
+    layer_replication: list[Any] | None = None
 
     @property
     def scale(self) -> float:
@@ -79,6 +87,8 @@ def read_config(folder: Path) -> LoraConfig:
         "rank_pattern": bool(config.rank_pattern),
         "alpha_pattern": bool(config.alpha_pattern),
         "modules_to_save": bool(config.modules_to_save),
+        "layer_replication": bool(config.layer_replication),
+        "init_lora_weights": config.init_lora_weights not in PLAIN_STARTS,
     }
     if wrong := [name for name, bad in unsupported.items() if bad]:
         raise CheckpointError(
@@ -192,7 +202,12 @@ def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
         CheckpointError: shapes do not fit, a module is not in the base, or weights are not finite.
     """
     files = companions(base) | _own_tokenizer(folder)
-    facts = [sha256_file(folder / WEIGHTS), config.model_dump(mode="json"), weights_sha256(base)]
+    facts = [
+        MERGE_VERSION,
+        sha256_file(folder / WEIGHTS),
+        config.model_dump(mode="json"),
+        weights_sha256(base),
+    ]
     target = cache_root() / "merged" / cache_key(files, *facts)
     if target.is_dir():
         return target

@@ -10,6 +10,12 @@ from typing import Protocol
 
 from harness.types import FinishReason, Loadable, Record, Sampling
 
+ENTROPY_KEY = "tbpo_key"
+"""Where ``SamplingParams.extra_args`` holds the key under which entropies are recorded."""
+
+TOP_P_KEY = "tbpo_top_p"
+"""Where ``SamplingParams.extra_args`` holds a top-p to be applied by this package's filter."""
+
 
 class Request(Record):
     """One answer to be sampled.

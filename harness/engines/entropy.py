@@ -17,15 +17,13 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
+from harness.engines import ENTROPY_KEY
 from harness.engines.rows import follow
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 Floats = NDArray[np.float32]
-
-KEY = "tbpo_key"
-"""Name of the request's key in ``SamplingParams.extra_args``."""
 
 
 def row_entropy(logits: Floats) -> float:
@@ -91,7 +89,7 @@ class EntropyProbe(LogitsProcessor):
 
 
 def _key(params: SamplingParams, output: list[int]) -> tuple[str, list[int]] | None:
-    key = (params.extra_args or {}).get(KEY)
+    key = (params.extra_args or {}).get(ENTROPY_KEY)
     return None if key is None else (str(key), output)
 
 

@@ -43,6 +43,8 @@ def engine_environment() -> dict[str, str]:
     """Return the environment variables that an in-process engine wants, where not yet set."""
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # The entropy probe is written against the first model runner's logits processors.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

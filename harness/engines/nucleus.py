@@ -16,15 +16,13 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
+from harness.engines import TOP_P_KEY
 from harness.engines.rows import follow
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 Floats = NDArray[np.float32]
-
-KEY = "tbpo_top_p"
-"""Name of the request's top-p in ``SamplingParams.extra_args``; ``top_p`` itself is then 1."""
 
 
 def truncate(logits: Floats, p: float) -> None:
@@ -59,6 +57,8 @@ class NucleusFilter(LogitsProcessor):
 
     def apply(self, logits: Tensor) -> Tensor:
         """Truncate (B, V) logits row by row, in place, and return them."""
+        if not self.rows:
+            return logits
         values = logits.numpy()
         for index, p in self.rows.items():
             truncate(values[index], p)
@@ -66,5 +66,5 @@ class NucleusFilter(LogitsProcessor):
 
 
 def _top_p(params: SamplingParams, output: list[int]) -> float | None:
-    value = (params.extra_args or {}).get(KEY)
+    value = (params.extra_args or {}).get(TOP_P_KEY)
     return None if value is None else float(value)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import Field
 
-from harness.engines import Completion, Request
+from harness.engines import ENTROPY_KEY, TOP_P_KEY, Completion, Request
 from harness.engines.environment import is_cpu_build
 from harness.errors import EngineError, InputError
 from harness.types import FinishReason, Loadable, Record
 
 GIB = 2**30
-ENTROPY_KEY = "tbpo_key"
-TOP_P_KEY = "tbpo_top_p"
 WHOLE_PREFILL = 2048
 """Prompt tokens prefilled in one step on a CPU, where chunked prefill is off."""
 
@@ -78,15 +77,16 @@ def engine_arguments(checkpoint: Loadable, settings: EngineSettings, seed: int) 
         "tensor_parallel_size": settings.tensor_parallel_size,
         "enforce_eager": settings.enforce_eager,
         "enable_prefix_caching": True,
-        "logits_processors": [
-            "harness.engines.entropy:EntropyProbe",
-            "harness.engines.nucleus:NucleusFilter",
-        ],
+        "logits_processors": ["harness.engines.entropy:EntropyProbe"],
+        # With a step in flight the probe would see one distribution more than tokens are kept.
+        "async_scheduling": False,
         "worker_extension_cls": "harness.engines.entropy.EntropyWorker",
         "disable_log_stats": True,
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
+    if settings.own_top_p:
+        arguments["logits_processors"].append("harness.engines.nucleus:NucleusFilter")
     if is_cpu_build():
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
         # vLLM rewinds a seeded request's generator after a partial prefill by an offset that a
@@ -168,7 +168,8 @@ class VllmEngine:
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         prompts = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        with _engine_errors("reading log-probabilities"):
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
         self.reset()
         return [
             [
@@ -191,10 +192,11 @@ class VllmEngine:
             engine.add_request(
                 request.key,
                 tokens_input(list(request.prompt)),
-                _params(request, own_top_p=self.settings.own_top_p),
+                sampling_params(request, own_top_p=self.settings.own_top_p),
             )
         while waiting:
-            done = [out for out in engine.step() if out.finished]
+            with _engine_errors("generating"):
+                done = [out for out in engine.step() if out.finished]
             if not done:
                 continue
             entropies = self._entropies([out.request_id for out in done])
@@ -217,7 +219,20 @@ class VllmEngine:
         self._held = None
 
 
-def _params(request: Request, *, own_top_p: bool) -> Any:
+@contextmanager
+def _engine_errors(doing: str) -> Iterator[None]:
+    """Turn what vLLM and torch raise while working into an EngineError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError, KeyError, MemoryError) as error:
+        raise EngineError(
+            f"vLLM failed while {doing}: {type(error).__name__}: {error}. What was computed is "
+            "kept; run the same command to go on."
+        ) from error
+
+
+def sampling_params(request: Request, *, own_top_p: bool) -> Any:
+    """Return vLLM's sampling parameters for a request; see ``EngineSettings.own_top_p``."""
     from vllm import SamplingParams
 
     sampling = request.sampling

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,16 @@ class LoraPolicy:
         self.model: Any = get_peft_model(base, config).eval()
         for weight in self.trainable():
             weight.data = weight.data.float()
+
+    @classmethod
+    def trained(cls, folder: Path, adapter: Path, settings: LoraSettings) -> Self:
+        """Return the policy of a saved adapter in float32, to be measured."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        policy = cls(folder, settings, bfloat16=False)
+        set_peft_model_state_dict(policy.model, load_file(adapter / "adapter_model.safetensors"))
+        return policy
 
     @property
     def hidden_size(self) -> int:
