@@ -18,8 +18,10 @@ import numpy as np
 from harness.alignment import AlignedRun, Answer, Examples, Pair, align
 from harness.stats.bootstrap import Key, Weighted, cluster_mean, paired_difference
 from harness.stats.estimates import reflected
+from harness.stats.proportion import wilson
 from harness.stats.winrate import count_outcomes, length_controlled_win_rate, win_rate
 from harness.types import (
+    SHARE,
     Comparison,
     Estimate,
     Example,
@@ -161,8 +163,24 @@ def _results(table: _Table, resampling: _Resampling) -> Iterator[MetricResult]:
             metric=table.metric,
             primary=table.primary,
             checkpoint=checkpoint,
-            estimate=_mean(column, resampling, table.suite, table.metric.key, checkpoint),
+            estimate=_with_width(
+                _mean(column, resampling, table.suite, table.metric.key, checkpoint),
+                table.metric,
+            ),
         )
+
+
+def _with_width(estimate: Estimate, metric: MetricInfo) -> Estimate:
+    """Return Wilson's interval where a share is 0 or 1 on every prompt.
+
+    A bootstrap cannot draw what it has not seen, and would claim to know such a share exactly.
+    """
+    if metric.unit != SHARE or estimate.value not in (0.0, 1.0):
+        return estimate
+    exact = wilson(estimate.value * estimate.clusters, estimate.clusters, level=estimate.level)
+    return estimate.model_copy(
+        update={"low": exact.low, "high": exact.high, "method": f"{exact.method} over prompts"}
+    )
 
 
 def _mean(column: _Column, resampling: _Resampling, *about: str) -> Estimate:

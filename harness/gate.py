@@ -31,6 +31,7 @@ from harness.files import packaged
 from harness.stats.estimates import reflected
 from harness.suites import known_suites, read_yaml, validation_text
 from harness.types import (
+    SHARE,
     Comparison,
     Direction,
     Estimate,
@@ -39,9 +40,6 @@ from harness.types import (
     Status,
     SuiteCard,
 )
-
-SHARE = "share"
-"""Unit of metrics that are shares of prompts."""
 
 
 class Verdict(StrEnum):

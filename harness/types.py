@@ -256,6 +256,10 @@ class Counts(Record):
     present: int
 
 
+SHARE = "share"
+"""Unit of metrics that are shares of prompts or answers, shown in percent."""
+
+
 class MetricInfo(Record):
     """What a metric key means: shown in reports, read by the gate."""
 

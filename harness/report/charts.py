@@ -8,10 +8,10 @@ from harness.report.figures import Chart, Point, usable
 from harness.report.lookup import Lookup
 from harness.report.palette import Style
 from harness.report.tables import Line, metric_lines
-from harness.report.text import SHARE, joined, short_names, shown
+from harness.report.text import joined, short_names, shown
 from harness.report.verdict import agreement_text
 from harness.report.winrates import JudgeBlock
-from harness.types import SuiteCard
+from harness.types import SHARE, SuiteCard
 
 DISTINCT, ENTROPY, SELF_BLEU = "distinct_1", "entropy", "self_bleu"
 DIVERSITY = (DISTINCT, "distinct_2", SELF_BLEU, ENTROPY)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from harness.report.charts import DiversityBlock, Plot
 from harness.report.origin import Facts, counts, facts, run_facts, sampling_text
 from harness.report.tables import Cell, Change, Line, Rank, SuiteTables, excludes
-from harness.report.text import SHARE, clean
+from harness.report.text import clean
 from harness.report.verdict import agreement_text, interval_methods
 from harness.report.view import Report, Sample
 from harness.report.winrates import DuelCell, JudgeBlock, RateRow, describe
+from harness.types import SHARE
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 _BLOCK = re.compile(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=[#+=-]))")

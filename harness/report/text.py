@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from harness.types import Estimate
+from harness.types import SHARE, Estimate
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
 NO_DATA = "no data"
-SHARE = "share"
-"""Unit of metrics in [0, 1], shown as percentages."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 

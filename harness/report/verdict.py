@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from harness.report.lookup import Lookup
 from harness.report.tables import Change, change_of
-from harness.report.text import NBSP, SHARE, counted, joined, number, shown
-from harness.types import Comparison, Estimate, JudgeInfo, MetricDifference
+from harness.report.text import NBSP, counted, joined, number, shown
+from harness.types import SHARE, Comparison, Estimate, JudgeInfo, MetricDifference
 
 SMALL = 200
 """Prompts of the paper's win-rate suites; a suite below that is called small."""
@@ -184,13 +184,22 @@ def _small_suites(comparison: Comparison) -> Iterator[str]:
     small = [c for c in comparison.manifest.suites if c.examples < SMALL]
     if small:
         sizes = joined([f"{c.title} ({counted(c.examples, 'prompt')})" for c in small])
-        worst = half_width(min(c.examples for c in small))
-        best = half_width(max(c.examples for c in small))
+        behind = _prompts_behind_shares(comparison) or [c.examples for c in small]
+        worst, best = half_width(min(behind)), half_width(max(behind))
         span = f"\u00b1{best}" if best == worst else f"\u00b1{best} to \u00b1{worst}"
         yield (
             f"Small suites: {sizes}. A share near one half is known to about "
             f"{span}{NBSP}percentage points, so smaller differences stay unresolved."
         )
+
+
+def _prompts_behind_shares(comparison: Comparison) -> list[int]:
+    """Return how many prompts each primary share rests on: a part of its suite's, for some."""
+    return [
+        result.estimate.clusters
+        for result in comparison.metrics
+        if result.primary and result.metric.unit == SHARE and result.estimate.clusters
+    ]
 
 
 def half_width(prompts: int) -> str:

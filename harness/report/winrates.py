@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from harness.report.lookup import Lookup
 from harness.report.tables import Change, Line, metric_lines, precise
-from harness.report.text import NBSP, SHARE, Shown, clean, number, shown
-from harness.types import REFERENCE, Estimate, JudgeInfo, SuiteCard, WinRate
+from harness.report.text import NBSP, Shown, clean, number, shown
+from harness.types import REFERENCE, SHARE, Estimate, JudgeInfo, SuiteCard, WinRate
 
 CHARACTERS = "characters"
 """Metric that holds the mean length of a checkpoint's answers."""
