@@ -18,8 +18,8 @@ from harness.engines import SwappableEngine
 from harness.engines.reference import Continuation, ReferenceModel
 from harness.errors import EngineError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
-from harness.prompts import load_tokenizer
-from harness.types import Dtype, Loadable, Record
+from harness.prompts import load_tokenizer, render
+from harness.types import Dtype, Loadable, Message, Record, Role
 
 CANARIES = (
     (
@@ -48,6 +48,7 @@ ALIKE = 1e-4
 """Root-mean-square difference, nats a token, of checkpoints that an engine may answer alike."""
 
 Readings = tuple[tuple[float, ...], ...]
+Sequences = tuple[tuple[int, ...], ...]
 
 
 class CanaryProof(Record):
@@ -64,37 +65,43 @@ class CanaryProof(Record):
     tokens: int
 
 
-def canary_sequences(checkpoint: Loadable) -> list[list[int]]:
-    """Return the canaries' token ids, without a chat template: the same for all checkpoints."""
+def canary_sequences(checkpoint: Loadable) -> Sequences:
+    """Return the canaries' token ids in one checkpoint's chat template.
+
+    A run uses its first checkpoint's for all, so that all readings are of the same tokens; in a
+    chat's form, because that is where preference optimisation moves a model most.
+    """
     tokenizer = load_tokenizer(checkpoint.folder)
-    return [
-        list(tokenizer(f"{question}\n\n{answer}", add_special_tokens=False)["input_ids"])
+    return tuple(
+        (
+            *render(tokenizer, [Message(role=Role.USER, content=question)]),
+            *tokenizer(answer, add_special_tokens=False)["input_ids"],
+        )
         for question, answer in CANARIES
-    ]
+    )
 
 
-def remembered_reading(checkpoint: Loadable) -> Readings | None:
+def remembered_reading(checkpoint: Loadable, sequences: Sequences) -> Readings | None:
     """Return the independent reading of these weights if an earlier run took it."""
-    file = _file(checkpoint)
+    file = _file(checkpoint, sequences)
     if not file.is_file():
         return None
     return tuple(tuple(row) for row in read_json(file)["logprobs"])
 
 
-def take_reading(checkpoint: Loadable, model: ReferenceModel) -> Readings:
+def take_reading(checkpoint: Loadable, sequences: Sequences, model: ReferenceModel) -> Readings:
     """Take the independent reading with a float32 model, remember it, and return it."""
     items = [
-        Continuation(key=str(i), prompt=tuple(ids[:1]), answer=tuple(ids[1:]))
-        for i, ids in enumerate(canary_sequences(checkpoint))
+        Continuation(key=str(i), prompt=ids[:1], answer=ids[1:]) for i, ids in enumerate(sequences)
     ]
     found = dict(model.token_logprobs(items))
     readings = tuple(tuple(found[item.key]) for item in items)
-    write_atomic(_file(checkpoint), json.dumps({"logprobs": readings}))
+    write_atomic(_file(checkpoint, sequences), json.dumps({"logprobs": readings}))
     return readings
 
 
-def _file(checkpoint: Loadable) -> Path:
-    key = sha256_json([checkpoint.weights_sha256, canary_sequences(checkpoint)])
+def _file(checkpoint: Loadable, sequences: Sequences) -> Path:
+    key = sha256_json([checkpoint.weights_sha256, sequences])
     return cache_root() / "canary" / f"{key}.json"
 
 
@@ -108,10 +115,12 @@ class Canary:
     """Remembers the independent readings of a run's checkpoints and checks an engine on them.
 
     Args:
+        sequences: the token ids that were read.
         readings: independent reading of every checkpoint of the run, by its name.
     """
 
-    def __init__(self, readings: Mapping[str, Readings]) -> None:
+    def __init__(self, sequences: Sequences, readings: Mapping[str, Readings]) -> None:
+        self.sequences = sequences
         self.readings = dict(readings)
         self._seen: dict[str, Readings] = {}
 
@@ -122,7 +131,7 @@ class Canary:
             EngineError: the reading is off, nearer to another checkpoint's, or stale.
         """
         name = checkpoint.spec.name
-        found = _as_readings(engine.prompt_logprobs(canary_sequences(checkpoint)))
+        found = _as_readings(engine.prompt_logprobs(self.sequences))
         self._refuse_stale(name, found)
         own = rms(found, self.readings[name])
         _refuse_distant(name, own, TOLERANCE[checkpoint.spec.dtype])
@@ -137,13 +146,7 @@ class Canary:
         )
 
     def _others(self, name: str) -> dict[str, Readings]:
-        """Return the readings that can be compared: of other checkpoints, on the same tokens."""
-        lengths = [len(row) for row in self.readings[name]]
-        return {
-            other: reading
-            for other, reading in self.readings.items()
-            if other != name and [len(row) for row in reading] == lengths
-        }
+        return {other: reading for other, reading in self.readings.items() if other != name}
 
     def _refuse_stale(self, name: str, found: Readings) -> None:
         for other, reading in self._others(name).items():
@@ -164,7 +167,7 @@ class Canary:
         """
         distances = {other: rms(found, r) for other, r in self._others(name).items()}
         if not distances:
-            return None, len(self.readings) == 1
+            return None, True
         nearest = min(distances, key=distances.__getitem__)
         apart = rms(self.readings[name], self.readings[nearest])
         told_apart = apart >= _separable(own, sum(map(len, found)))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.canary import Canary, Readings, remembered_reading, take_reading
+from harness.canary import Canary, Readings, canary_sequences, remembered_reading, take_reading
 from harness.engines import Completion, Request
 from harness.engines.reference import ReferenceModel
 from harness.engines.vllm import VllmEngine
@@ -79,6 +79,7 @@ class Work:
         self.prompts = prompts
         self.generated = {GENERATIONS.identity(g): g for g in folder.records(GENERATIONS)}
         self.scored = {SCORES.identity(s) for s in folder.records(SCORES)}
+        self.canaries = canary_sequences(plan.checkpoints[0])
         self.readings: dict[str, Readings] = {}
         self.sums: dict[tuple[str, str], dict[str, LogProbs]] = {}
 
@@ -91,7 +92,7 @@ class Work:
 
     def _likelihoods(self, checkpoint: Loadable) -> Readings:
         """Return a checkpoint's canary reading; its float32 model is gone when this returns."""
-        reading = remembered_reading(checkpoint)
+        reading = remembered_reading(checkpoint, self.canaries)
         missing = [
             suite
             for suite in self.plan.suites
@@ -102,7 +103,7 @@ class Work:
         model = ReferenceModel(checkpoint)
         for suite in missing:
             self._append_scores(raw_scores(checkpoint, suite, model))
-        return reading or take_reading(checkpoint, model)
+        return reading or take_reading(checkpoint, self.canaries, model)
 
     def _has_likelihoods(self, checkpoint: Loadable, suite: Suite) -> bool:
         name = checkpoint.spec.name
@@ -124,7 +125,7 @@ class Work:
         todo = [c for c in self.plan.checkpoints if self._missing_chunks(c)]
         if not todo:
             return
-        canary = Canary(self.readings)
+        canary = Canary(self.canaries, self.readings)
         engine = VllmEngine(self.plan.settings, self.plan.config.seed)
         try:
             for place, checkpoint in enumerate(todo, start=1):

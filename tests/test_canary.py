@@ -70,7 +70,7 @@ class Bench:
     def __init__(self, folder: Path, **readings: Readings) -> None:
         self.folder = folder
         self.engine = FakeEngine()
-        self.canary = Canary(readings)
+        self.canary = Canary(canary_sequences(make_loadable("x", folder)), readings)
 
     def verify(self, name: str, answer: Readings, dtype: Dtype = Dtype.BFLOAT16) -> Any:
         self.engine.answer = answer
@@ -171,15 +171,6 @@ def test_checkpoints_of_equal_effect_may_answer_alike(
     assert bench.verify("b", answer).own == pytest.approx(NOISE, rel=0.2)
 
 
-def test_readings_in_other_templates_are_not_compared(
-    lengths: list[int], tokenizer_folder: Path
-) -> None:
-    a, b = reading(lengths, 0), reading([n + 5 for n in lengths], 1)
-    bench = Bench(tokenizer_folder, a=a, b=b)
-    assert bench.verify("a", a).nearest_other is None
-    assert bench.verify("b", b).own == 0
-
-
 def test_independent_reading_is_the_models_own(tmp_path: Path, tokenizer_folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -188,18 +179,19 @@ def test_independent_reading_is_the_models_own(tmp_path: Path, tokenizer_folder:
 
     folder = save_llama(tmp_path / "llama", tokenizer_folder)
     checkpoint = prepare(CheckpointSpec(name="a", source=str(folder)))
-    assert remembered_reading(checkpoint) is None
-    found = take_reading(checkpoint, ReferenceModel(checkpoint))
+    sequences = canary_sequences(checkpoint)
+    assert remembered_reading(checkpoint, sequences) is None
+    found = take_reading(checkpoint, sequences, ReferenceModel(checkpoint))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for row, ids in zip(found, canary_sequences(checkpoint), strict=True):
+    for row, ids in zip(found, sequences, strict=True):
         with torch.inference_mode():
             table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         expected = table[range(len(ids) - 1), ids[1:]]
         assert torch.allclose(torch.tensor(row), expected, rtol=0, atol=1e-4)
-    assert remembered_reading(checkpoint) == found
+    assert remembered_reading(checkpoint, sequences) == found
 
 
-def test_remembered_reading_belongs_to_weights_whatever_the_template(
+def test_remembered_reading_belongs_to_weights_and_tokens(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     class Model:
@@ -207,11 +199,13 @@ def test_remembered_reading_belongs_to_weights_whatever_the_template(
             return ((item.key, [-1.0] * len(item.answer)) for item in items)
 
     first = make_loadable("a", tokenizer_folder)
-    take_reading(first, Model())  # type: ignore[arg-type]
-    assert remembered_reading(first) is not None
-    assert remembered_reading(make_loadable("b", tokenizer_folder)) is None
+    sequences = canary_sequences(first)
+    take_reading(first, sequences, Model())  # type: ignore[arg-type]
+    assert remembered_reading(first, sequences) is not None
+    assert remembered_reading(make_loadable("b", tokenizer_folder), sequences) is None
     save_tokenizer(tmp_path / "other", TEMPLATE.replace("eos_token", "bos_token"))
-    assert remembered_reading(make_loadable("a", tmp_path / "other")) is not None
+    others = canary_sequences(make_loadable("a", tmp_path / "other"))
+    assert remembered_reading(first, others) is None
 
 
 def test_canaries_are_part_of_no_suite() -> None:

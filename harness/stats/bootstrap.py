@@ -200,7 +200,6 @@ def paired_difference(
     )
     if not shared:
         return result
-    value = float(_ratio(first.sum(axis=0)) - _ratio(second.sum(axis=0)))
 
     def statistic(counts: FloatArray) -> FloatArray:
         return _ratio(counts @ first) - _ratio(counts @ second)
