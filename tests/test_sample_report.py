@@ -17,8 +17,7 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 SAMPLE = Path(__file__).parents[1] / "reports" / "sample"
-SIGMA = 2 * 1.959964
-RESAMPLES = 1000
+RESAMPLES = 2000
 
 
 def table(name: str) -> pd.DataFrame:
@@ -46,19 +45,22 @@ def judgments() -> pd.DataFrame:
     return table("judgments")
 
 
-def close_interval(estimate: dict[str, Any], low: float, high: float, tolerance: float) -> None:
-    """Another generator's bootstrap must give nearly the same bounds."""
-    spread = max((estimate["high"] - estimate["low"]) / SIGMA, 1e-12)
-    assert abs(estimate["low"] - low) <= tolerance * spread + 1e-9, estimate
-    assert abs(estimate["high"] - high) <= tolerance * spread + 1e-9, estimate
+def check_interval(estimate: dict[str, Any], draws: np.ndarray, slack: float = 0.02) -> None:
+    """Bounds must be the 2.5 % and 97.5 % points of another bootstrap, ties allowed for."""
+    for bound, level in ((estimate["low"], 0.025), (estimate["high"], 0.975)):
+        assert (draws < bound - 1e-9).mean() <= level + slack, (estimate, level)
+        assert (draws <= bound + 1e-9).mean() >= level - slack, (estimate, level)
 
 
-def bootstrap(
-    count: int, statistic: Callable[[np.ndarray], float], times: int
-) -> tuple[float, ...]:
+def check_wilson(estimate: dict[str, Any], successes: float, count: int) -> None:
+    expected = binomtest(int(successes), count).proportion_ci(method="wilson")
+    assert estimate["low"] == pytest.approx(expected.low, abs=1e-6)
+    assert estimate["high"] == pytest.approx(expected.high, abs=1e-6)
+
+
+def bootstrap(count: int, statistic: Callable[[np.ndarray], float], times: int) -> np.ndarray:
     rng = np.random.default_rng(7)
-    draws = [statistic(rng.integers(0, count, count)) for _ in range(times)]
-    return tuple(np.quantile(draws, [0.025, 0.975]))
+    return np.array([statistic(rng.integers(0, count, count)) for _ in range(times)])
 
 
 def weighted_sums(frame: pd.DataFrame) -> pd.DataFrame:
@@ -125,15 +127,12 @@ def test_metrics(
             assert estimate["value"] == pytest.approx(FROM_TEXT[key](own), abs=1e-9), result
         product, weight = sums["product"].to_numpy(), sums.weight.to_numpy()
         if result["metric"]["unit"] == "share" and estimate["value"] in (0.0, 1.0):
-            wilson = binomtest(int(estimate["value"]) * len(sums), len(sums)).proportion_ci(
-                method="wilson"
-            )
-            close_interval(estimate, wilson.low, wilson.high, tolerance=1e-6)
+            check_wilson(estimate, estimate["value"] * len(sums), len(sums))
             continue
-        bounds = bootstrap(
+        draws = bootstrap(
             len(sums), lambda i, p=product, w=weight: p[i].sum() / w[i].sum(), RESAMPLES
         )
-        close_interval(estimate, *bounds, tolerance=0.45)
+        check_interval(estimate, draws)
 
 
 def test_differences(comparison: dict[str, Any], scores: pd.DataFrame) -> None:
@@ -144,7 +143,7 @@ def test_differences(comparison: dict[str, Any], scores: pd.DataFrame) -> None:
             weighted_sums(rows[rows.checkpoint == found[side]])
             for side in ("candidate", "baseline")
         ]
-        both = sides[0].join(sides[1], lsuffix="_a", rsuffix="_b", how="inner")
+        both = sides[0].add_suffix("_a").join(sides[1].add_suffix("_b"), how="inner")
         a, wa, b, wb = (
             both[c].to_numpy() for c in ("product_a", "weight_a", "product_b", "weight_b")
         )
@@ -154,7 +153,7 @@ def test_differences(comparison: dict[str, Any], scores: pd.DataFrame) -> None:
 
         estimate = found["estimate"]
         assert estimate["value"] == pytest.approx(statistic(np.arange(len(both))), abs=1e-9)
-        close_interval(estimate, *bootstrap(len(both), statistic, RESAMPLES), tolerance=0.45)
+        check_interval(estimate, bootstrap(len(both), statistic, RESAMPLES))
 
 
 LABEL = {"win": 1.0, "tie": 0.5, "loss": 0.0}
@@ -195,15 +194,23 @@ def test_win_rates(comparison: dict[str, Any], judgments: pd.DataFrame) -> None:
         assert rate["estimate"]["value"] == pytest.approx(labels.mean(), abs=1e-9)
         assert rate["mean_length_difference"] == pytest.approx(lengths.mean(), abs=1e-9)
         if len(set(labels)) > 1:
-            bounds = bootstrap(len(labels), lambda i, v=labels: v[i].mean(), RESAMPLES)
-            close_interval(rate["estimate"], *bounds, tolerance=0.45)
+            draws = bootstrap(len(labels), lambda i, v=labels: v[i].mean(), RESAMPLES)
+            check_interval(rate["estimate"], draws)
         else:
-            wilson = binomtest(int(labels.sum()), len(labels)).proportion_ci(method="wilson")
-            close_interval(rate["estimate"], wilson.low, wilson.high, tolerance=1e-6)
+            check_wilson(rate["estimate"], labels.sum(), len(labels))
         scale = lengths.std()
         if scale > 0:
-            expected = length_controlled(labels, np.tanh(lengths / scale))
-            assert rate["length_controlled"]["value"] == pytest.approx(expected, abs=1e-4)
+            covariate = np.tanh(lengths / scale)
+            found = rate["length_controlled"]
+            expected = length_controlled(labels, covariate)
+            assert found["value"] == pytest.approx(expected, abs=1e-4)
+            if rate["baseline"] == "reference" and len(set(labels)) > 1:
+                refits = bootstrap(
+                    len(labels),
+                    lambda i, v=labels, x=covariate: length_controlled(v[i], x[i]),
+                    300,
+                )
+                check_interval(found, refits, slack=0.035)
 
 
 class Cells(HTMLParser):
@@ -219,6 +226,51 @@ class Cells(HTMLParser):
             self.found.append(values)
 
 
+def test_preference_accuracy_follows_from_the_log_probabilities(
+    comparison: dict[str, Any], scores: pd.DataFrame
+) -> None:
+    sums = scores[scores.metric.isin(["logprob_chosen", "logprob_rejected"])].pivot(
+        index=["checkpoint", "example_id"], columns="metric", values="value"
+    )
+    gap = (sums.logprob_chosen - sums.logprob_rejected).unstack("checkpoint")
+    margins = gap.sub(gap["base"], axis=0)
+    shares = (margins > 0).mean() + 0.5 * (margins == 0).mean()
+    for result in comparison["metrics"]:
+        if result["metric"]["key"] == "preference_accuracy":
+            expected = shares[result["checkpoint"]]
+            assert result["estimate"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_rouge_follows_from_the_texts(
+    comparison: dict[str, Any], generations: pd.DataFrame
+) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    references = {
+        row["example"]["id"]: row["example"]["reference"]
+        for row in table("examples").to_dict("records")
+        if row["suite"] == "summarization"
+    }
+    keys = {"rouge1": "rouge1", "rouge2": "rouge2", "rouge_l": "rougeL"}
+    scorer = RougeScorer(list(keys.values()), use_stemmer=True)
+    answers = generations[generations.suite == "summarization"]
+    for result in comparison["metrics"]:
+        key = keys.get(result["metric"]["key"])
+        if key is not None:
+            own = answers[answers.checkpoint == result["checkpoint"]]
+            values = [
+                scorer.score(references[i], text)[key].fmeasure
+                for i, text in zip(own.example_id, own.text, strict=True)
+            ]
+            assert result["estimate"]["value"] == pytest.approx(np.mean(values), abs=1e-9)
+
+
+def same_numbers(cell: dict[str, str], estimate: dict[str, Any]) -> bool:
+    return all(
+        (float(cell[k]) if cell[k] else None) == estimate[k] for k in ("value", "low", "high")
+    )
+
+
 def test_html_shows_the_same_numbers(comparison: dict[str, Any]) -> None:
     cells = Cells()
     cells.feed((SAMPLE / "report.html").read_text(encoding="utf-8"))
@@ -226,15 +278,31 @@ def test_html_shows_the_same_numbers(comparison: dict[str, Any]) -> None:
         (r["suite"], r["metric"]["key"], r["checkpoint"]): r["estimate"]
         for r in comparison["metrics"]
     }
-    shown = set()
+    differences = {
+        (d["suite"], d["metric"]["key"], d["candidate"], d["baseline"]): d["estimate"]
+        for d in comparison["differences"]
+    }
+    rates = {
+        (w["suite"], w["judge"], w["candidate"], w["baseline"]): w for w in comparison["win_rates"]
+    }
+    shown: set[tuple[str, ...]] = set()
     for cell in cells.found:
-        key = (cell.get("suite", ""), cell.get("metric", ""), cell.get("checkpoint", ""))
-        if key in metrics and "baseline" not in cell:
-            shown.add(key)
-            assert float(cell["value"]) == metrics[key]["value"]
-            assert float(cell["low"]) == metrics[key]["low"]
-            assert float(cell["high"]) == metrics[key]["high"]
-    assert shown == set(metrics)
+        if "judge" in cell:
+            key = (cell["suite"], cell["judge"], cell["checkpoint"], cell["baseline"])
+            controlled = cell["metric"].startswith("length_controlled")
+            estimate = rates[key]["length_controlled" if controlled else "estimate"]
+        elif "baseline" in cell:
+            key = (cell["suite"], cell["metric"], cell["checkpoint"], cell["baseline"])
+            estimate = differences[key]
+        else:
+            key = (cell["suite"], cell["metric"], cell["checkpoint"])
+            estimate = metrics[key]
+        shown.add(key)
+        assert same_numbers(cell, estimate), cell
+    assert set(metrics) <= shown
+    against_base = {k for k in differences if k[3] == "base"}
+    assert against_base <= shown
+    assert {k for k in rates if k[2] != "reference"} <= shown
 
 
 def test_rendering_again_gives_the_same_files(tmp_path: Path) -> None:
