@@ -88,4 +88,14 @@ def hide_mismatched_builds() -> list[str]:
         if not fits and name not in sys.modules and importlib.util.find_spec(name):
             sys.modules[name] = None  # type: ignore[assignment]
             hidden.append(name)
+    if hidden:
+        _hide_in_subprocesses(hidden)
     return hidden
+
+
+def _hide_in_subprocesses(names: list[str]) -> None:
+    """Make Python processes started from here hide ``names`` too: vLLM inspects models in one."""
+    site = str(Path(__file__).with_name("site"))
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != site]
+    os.environ["PYTHONPATH"] = os.pathsep.join([site, *paths])
+    os.environ["TBPO_HIDDEN_MODULES"] = ",".join(names)
