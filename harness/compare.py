@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.alignment import AlignedRun, Answer, Examples, Pair, align
 from harness.stats.bootstrap import Key, Weighted, cluster_mean, paired_difference
-from harness.stats.estimates import reflected
+from harness.stats.estimates import mirrored
 from harness.stats.proportion import wilson
 from harness.stats.winrate import count_outcomes, length_controlled_win_rate, win_rate
 from harness.types import (
@@ -241,7 +241,7 @@ def _win_rates(run: AlignedRun, resampling: _Resampling) -> Iterator[WinRate]:
         if pair in run.judgments:
             found = _win_rate(run, pair, resampling)
             yield found
-            yield _mirrored(found)
+            yield mirrored(found)
 
 
 @dataclass(frozen=True)
@@ -309,21 +309,6 @@ def _length_controlled(verdicts: _Verdicts, pair: Pair, resampling: _Resampling)
         resamples=resampling.resamples,
         missing=verdicts.absent,
     )
-
-
-def _mirrored(found: WinRate) -> WinRate:
-    """Return the same verdicts from the baseline's side; nothing is resampled."""
-    controlled, length = found.length_controlled, found.mean_length_difference
-    changed = {
-        "candidate": found.baseline,
-        "baseline": found.candidate,
-        "wins": found.losses,
-        "losses": found.wins,
-        "estimate": reflected(found.estimate, 1.0),
-        "length_controlled": None if controlled is None else reflected(controlled, 1.0),
-        "mean_length_difference": None if length is None else 0.0 - length,
-    }
-    return found.model_copy(update=changed)
 
 
 # What is missing.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from harness.engines.reference import Continuation, ReferenceModel, answer_sums
 from harness.errors import CheckpointError, InputError
 from harness.metrics.likelihood import LogProbs
 from harness.progress import bar
-from harness.prompts import load_tokenizer, render_suite
+from harness.prompts import load_tokenizer
 from harness.suites import Suite
 from harness.types import Loadable, Score
 
@@ -17,9 +17,13 @@ RAW_KEYS = ("logprob_chosen", "logprob_rejected")
 """Metric keys of the raw sums behind preference accuracy, nats."""
 
 
-def raw_scores(checkpoint: Loadable, suite: Suite, model: ReferenceModel) -> list[Score]:
+def raw_scores(
+    checkpoint: Loadable,
+    suite: Suite,
+    prompts: Mapping[str, tuple[int, ...]],
+    model: ReferenceModel,
+) -> list[Score]:
     """Score chosen and rejected answers of a suite; ends each answer with end-of-sequence."""
-    prompts = render_suite(checkpoint, suite)
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"the tokenizer in {checkpoint.folder} names no eos_token.")

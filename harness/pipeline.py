@@ -102,7 +102,8 @@ class Work:
             return reading
         model = ReferenceModel(checkpoint)
         for suite in missing:
-            self._append_scores(raw_scores(checkpoint, suite, model))
+            prompts = self.prompts[checkpoint.spec.name][suite.spec.name]
+            self._append_scores(raw_scores(checkpoint, suite, prompts, model))
         return reading or take_reading(checkpoint, self.canaries, model)
 
     def _has_likelihoods(self, checkpoint: Loadable, suite: Suite) -> bool:

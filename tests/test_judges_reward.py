@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.engines.batching import batches
 from harness.errors import CheckpointError, InputError, TrainingError
 from harness.files import cache_root, packaged, read_json
 from harness.judges.reward import (
@@ -20,7 +21,6 @@ from harness.judges.reward import (
     Recipe,
     RewardManifest,
     RewardModel,
-    batches,
     encode,
     encode_answer,
     encode_prompt,

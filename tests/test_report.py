@@ -18,11 +18,12 @@ import pytest
 from harness.report import ReportFiles, render
 from harness.report.figures import SCALE_STEPS, scale_edges, scale_step
 from harness.report.labels import Box, place
-from harness.report.lookup import Lookup, mirrored
+from harness.report.lookup import Lookup
 from harness.report.markdown import escape, fenced
 from harness.report.tables import Change, Rank, change_of, ranks
 from harness.report.text import MINUS, NBSP, short_names, shown
 from harness.report.verdict import verdict
+from harness.stats.estimates import mirrored
 from harness.types import (
     REFERENCE,
     CheckpointSpec,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from harness.engines.batching import batches
 from harness.types import Loadable, Record
 
 TOKENS_A_BATCH = 4096
@@ -32,8 +33,9 @@ class ReferenceModel:
 
     def token_logprobs(self, items: Sequence[Continuation]) -> Iterator[tuple[str, list[float]]]:
         """Yield (key, log-probabilities in nats of the answer's tokens) for every item."""
-        for batch in _batches(items):
-            yield from self._score(batch)
+        lengths = [len(item.prompt) + len(item.answer) for item in items]
+        for group in batches(lengths, TOKENS_A_BATCH):
+            yield from self._score([items[i] for i in group])
 
     def _score(self, batch: Sequence[Continuation]) -> list[tuple[str, list[float]]]:
         import torch
@@ -55,20 +57,6 @@ class ReferenceModel:
         logits = self._model.get_output_embeddings()(states[start - 1 : end - 1]).float()
         picked = logits.gather(-1, tokens[start:end].unsqueeze(-1)).squeeze(-1)
         return item.key, (picked - logits.logsumexp(-1)).tolist()
-
-
-def _batches(items: Sequence[Continuation]) -> Iterator[list[Continuation]]:
-    def length(item: Continuation) -> int:
-        return len(item.prompt) + len(item.answer)
-
-    batch: list[Continuation] = []
-    for item in sorted(items, key=length, reverse=True):
-        if batch and (len(batch) + 1) * length(batch[0]) > TOKENS_A_BATCH:
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
 
 
 def answer_sums(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from harness.engines.batching import batches
 from harness.errors import CheckpointError, InputError
 from harness.files import read_json, sha256_file
 from harness.prompts import load_tokenizer, render
@@ -199,20 +200,6 @@ def encode(
         Encoded(prompts[d], encode_answer(tokenizer, a, recipe.max_answer))
         for d, a in zip(dialogues, answers, strict=True)
     ]
-
-
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Return indices grouped by falling length, each group at most ``budget`` padded tokens.
-
-    A single item longer than the budget gets a group of its own. Equal lengths keep their order.
-    """
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
 
 
 def load_backbone(folder: Path, recipe: Recipe, dtype: str) -> Any:

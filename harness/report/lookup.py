@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from harness.stats.estimates import mirrored
 from harness.types import (
     REFERENCE,
     Comparison,
@@ -17,36 +18,6 @@ from harness.types import (
     SuiteCard,
     WinRate,
 )
-
-
-def _flipped(estimate: Estimate) -> Estimate:
-    def one_minus(value: float | None) -> float | None:
-        return None if value is None else 1.0 - value
-
-    return estimate.model_copy(
-        update={
-            "value": one_minus(estimate.value),
-            "low": one_minus(estimate.high),
-            "high": one_minus(estimate.low),
-        }
-    )
-
-
-def mirrored(rate: WinRate) -> WinRate:
-    """Return the same verdicts read from the baseline's side: wins become losses."""
-    controlled = rate.length_controlled
-    length = rate.mean_length_difference
-    return rate.model_copy(
-        update={
-            "candidate": rate.baseline,
-            "baseline": rate.candidate,
-            "wins": rate.losses,
-            "losses": rate.wins,
-            "estimate": _flipped(rate.estimate),
-            "length_controlled": None if controlled is None else _flipped(controlled),
-            "mean_length_difference": None if length is None else -length,
-        }
-    )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.engines.batching import batches
 from harness.errors import InputError, TbpoError, TrainingError
 from harness.files import atomic_folder, sha256_file, sha256_json
 from harness.judges.reward import (
@@ -34,7 +35,6 @@ from harness.judges.reward import (
     Recipe,
     RewardManifest,
     Variant,
-    batches,
     encode,
     load_backbone,
     pooled_features,
