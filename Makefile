@@ -1,4 +1,4 @@
-# make demo  sets up .venv and compares four checkpoints on the vLLM CPU build; writes a report
+# make demo  sets up .venv and compares eight checkpoints on the vLLM CPU build; writes a report
 # make test  sets up .venv and runs the tests
 # EXTRA=gpu  the same with the CUDA build of vLLM
 

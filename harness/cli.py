@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness import __version__
+from harness.cli_stability import stability
+from harness.cli_train import train
 from harness.errors import InputError, TbpoError
 
 if TYPE_CHECKING:
     from harness.plan import RunConfig
 
 CHECKPOINT_HELP = (
-    "NAME=SOURCE[,method=M][,base=FOLDER][,dtype=D]; SOURCE is a Hugging Face folder, a PEFT LoRA "
-    "folder or embedded:NAME. Repeat it; the first is the base that differences are taken against."
+    "NAME=SOURCE[,method=M][,base=FOLDER][,dtype=D][,training_logs=FOLDER]; SOURCE is a Hugging "
+    "Face folder, a PEFT LoRA folder or embedded:NAME. Repeat it; the first is the base that "
+    "differences are taken against."
 )
+DEMO_OBJECTIVES = ("sft", "dpo", "bpo", "tdpo2", "tis-dpo", "tbpo-q", "tbpo-a")
 DEMO_CHECKPOINTS = (
     ("base", "embedded:smollm2-135m-instruct", "instruct"),
-    ("dpo", "embedded:dpo", "dpo"),
-    ("tbpo-q", "embedded:tbpo-q", "tbpo-q"),
-    ("tbpo-a", "embedded:tbpo-a", "tbpo-a"),
+    *((name, f"embedded:{name}", name) for name in DEMO_OBJECTIVES),
 )
 
 DEFECT = 70
@@ -124,7 +126,7 @@ def _render(folder: Path) -> None:
 @output_option
 @limit_option
 def demo(output: Path | None, limit: int | None) -> None:
-    """Compare the embedded model with three checkpoints trained from it; write a report."""
+    """Compare the embedded model with seven checkpoints trained from it; write a report."""
     given = {
         "checkpoints": [{"name": n, "source": s, "method": m} for n, s, m in DEMO_CHECKPOINTS],
         "suites": ["mini"],
@@ -209,59 +211,8 @@ def gate(
     sys.exit(outcome.exit_code)
 
 
-@cli.command()
-@click.option("--objective", required=True, help="dpo, tbpo-q, tbpo-a or an installed one.")
-@click.option(
-    "--pairs",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    required=True,
-    help="HH-format preference JSONL (plain or .gz). Repeat it.",
-)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Adapter folder.")
-@click.option("--base", default="embedded:smollm2-135m-instruct", show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--learning-rate", type=float, default=5e-4, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--holdout", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--max-prompt", type=click.IntRange(min=8), default=160, show_default=True)
-@click.option("--max-response", type=click.IntRange(min=4), default=96, show_default=True)
-@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Objective's option.")
-@json_option
-def train(
-    objective: str,
-    pairs: tuple[Path, ...],
-    output: Path,
-    base: str,
-    options: tuple[str, ...],
-    as_json: bool,
-    **numbers: Any,
-) -> None:
-    """Train a small LoRA checkpoint on preference pairs."""
-    from harness.engines.environment import hide_mismatched_builds
-
-    hide_mismatched_builds()
-    from harness.adapters import prepare
-    from harness.training.trainer import Recipe, train
-    from harness.types import CheckpointSpec
-
-    folder = Path(prepare(CheckpointSpec(name="base", source=base)).folder)
-    recipe = Recipe(objective=objective, options=_objective_options(options), **numbers)
-    manifest = train(recipe, folder, pairs, output)
-    click.echo(json.dumps(manifest, indent=2) if as_json else f"adapter: {output}")
-
-
-def _objective_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    import yaml
-
-    options = {}
-    for pair in pairs:
-        key, found, value = pair.partition("=")
-        if not found:
-            raise InputError(f"--set '{pair}': expected KEY=VALUE")
-        options[key] = yaml.safe_load(value)
-    return options
+cli.add_command(train)
+cli.add_command(stability)
 
 
 @cli.command()
@@ -269,15 +220,19 @@ def _objective_options(pairs: tuple[str, ...]) -> dict[str, Any]:
 @json_option
 def suites(names: tuple[str, ...], as_json: bool) -> None:
     """List suites, or check and describe the given ones."""
-    from harness.suites import known_suites, load_suites
+    from harness.suites import known_suites, load_suites, load_training_suite
 
-    loaded = load_suites(names or tuple(known_suites()))
+    wanted = names or tuple(known_suites())
+    loaded, training = load_suites(wanted), load_training_suite(wanted)
     if as_json:
         rows = [
             s.spec.model_dump(mode="json")
             | {"examples": len(s.examples), "content_sha256": s.content_sha256}
             for s in loaded
         ]
+        if training:
+            declared = training.spec.model_dump(mode="json")
+            rows.append(declared | {"examples": 0, "content_sha256": training.content_sha256})
         click.echo(json.dumps(rows, indent=2))
         return
     for suite in loaded:
@@ -287,6 +242,11 @@ def suites(names: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"  {spec.description}\n  metrics: {', '.join(spec.metrics)}")
             click.echo(f"  judges: {', '.join(spec.judges) or 'none'}")
             click.echo(f"  first prompt: {suite.examples[0].messages[-1].content[:400]}")
+    if training:
+        read = training.spec
+        click.echo(f"{read.name}  v{read.version}  training logs  {read.title}")
+        if names:
+            click.echo(f"  {read.description}\n  {read.parameters}")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from itertools import combinations
 import numpy as np
 
 from harness.alignment import AlignedRun, Answer, Examples, Pair, align
+from harness.stability import read_stability, training_gaps
 from harness.stats.bootstrap import Key, Weighted, cluster_mean, paired_difference
 from harness.stats.estimates import mirrored
 from harness.stats.proportion import wilson
@@ -36,6 +37,7 @@ from harness.types import (
     SampleAnswers,
     Score,
     Status,
+    TrainingRow,
     WinRate,
 )
 
@@ -50,6 +52,7 @@ def compare(
     generations: Iterable[Generation],
     examples: Examples,
     *,
+    training: Sequence[TrainingRow] = (),
     seed: int = 0,
     resamples: int = 2000,
     samples_shown: int = 2,
@@ -58,6 +61,7 @@ def compare(
 
     Args:
         examples: the examples of each suite that was run, by suite name.
+        training: logged training steps, where the run has a training suite.
         seed: 0 or more; with ``resamples`` it fixes every interval.
         samples_shown: prompts of each subset whose answers are shown side by side.
 
@@ -71,13 +75,14 @@ def compare(
     tables = list(_tables(run))
     return Comparison(
         manifest=manifest,
-        gaps=tuple(_gaps(run, tables)),
+        gaps=(*_gaps(run, tables), *training_gaps(manifest, training)),
         metrics=tuple(r for table in tables for r in _results(table, resampling)),
         differences=tuple(d for table in tables for d in _differences(table, resampling)),
         win_rates=tuple(_win_rates(run, resampling)),
         samples=tuple(_samples(run, samples_shown)),
         resamples=resamples,
         seed=seed,
+        training=read_stability(manifest.training, training) if manifest.training else None,
     )
 
 

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from harness.engines.reference import Continuation, ReferenceModel, answer_sums
-from harness.errors import CheckpointError, InputError
+from harness.errors import InputError
 from harness.metrics.likelihood import LogProbs
 from harness.progress import bar
-from harness.prompts import load_tokenizer
+from harness.prompts import end_of_turn, load_tokenizer
 from harness.suites import Suite
 from harness.types import Loadable, Score
 
@@ -23,17 +23,16 @@ def raw_scores(
     prompts: Mapping[str, tuple[int, ...]],
     model: ReferenceModel,
 ) -> list[Score]:
-    """Score chosen and rejected answers of a suite; ends each answer with end-of-sequence."""
+    """Score chosen and rejected answers of a suite, each with its end-of-turn token."""
     tokenizer = load_tokenizer(checkpoint.folder)
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"the tokenizer in {checkpoint.folder} names no eos_token.")
+    end = end_of_turn(tokenizer)
     items = []
     for example in suite.examples:
         for metric, text in zip(RAW_KEYS, (example.reference, example.rejected), strict=True):
             if text is None:
                 raise InputError(f"'{example.id}' lacks an answer that preference_accuracy needs")
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            answer = (*ids, tokenizer.eos_token_id)
+            answer = (*ids, end)
             key = f"{metric}\n{example.id}"
             items.append(Continuation(key=key, prompt=prompts[example.id], answer=answer))
     with bar(len(items), f"likelihood {checkpoint.spec.name}", "answer") as shown:

@@ -1,8 +1,9 @@
 """The only orchestrator: a plan in, a sealed run folder out.
 
-Stages: likelihoods and canary readings (transformers, float32), generations (one vLLM engine for
-all checkpoints), scores, judgments. Each stage reads what is on disk and adds what is missing, so
-a run that was killed goes on where it stopped.
+Stages: training logs (copied), likelihoods and canary readings (transformers, float32),
+generations (one vLLM engine for all checkpoints), scores, judgments. Each stage reads what is on
+disk and adds what is missing, so a run that was killed goes on where it stopped. Where only
+training logs are asked for, no model is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from harness.progress import bar, over
 from harness.prompts import Prompts, render_all
 from harness.provenance import git_commit, hardware, now
 from harness.requests import as_generation, make_pairs, make_requests, split_key
-from harness.store import GENERATIONS, JUDGMENTS, SCORES, RunFolder, is_complete, open_run
+from harness.store import (
+    GENERATIONS,
+    JUDGMENTS,
+    SCORES,
+    TRAINING,
+    RunFolder,
+    is_complete,
+    open_run,
+)
 from harness.suites import Suite
 from harness.types import Counts, Generation, Judgment, Loadable, Score, Status, SuiteExample
 
@@ -57,8 +66,10 @@ def run(config: RunConfig) -> Path:
             return config.output
         work = Work(plan, folder, prompts)
         work.note_resumption()
-        work.likelihoods()
-        work.generations()
+        work.training()
+        if plan.suites:
+            work.likelihoods()
+            work.generations()
         work.check_generations()
         work.scores()
         work.judgments()
@@ -79,9 +90,16 @@ class Work:
         self.prompts = prompts
         self.generated = {GENERATIONS.identity(g): g for g in folder.records(GENERATIONS)}
         self.scored = {SCORES.identity(s) for s in folder.records(SCORES)}
-        self.canaries = canary_sequences(plan.checkpoints[0])
+        self.canaries = canary_sequences(plan.checkpoints[0]) if plan.suites else ()
         self.readings: dict[str, Readings] = {}
         self.sums: dict[tuple[str, str], dict[str, LogProbs]] = {}
+
+    # -- training logs -------------------------------------------------------------------------
+
+    def training(self) -> None:
+        """Copy the logged steps, so that the folder can be read where the logs are gone."""
+        if self.plan.manifest.training is not None:
+            self.folder.write_all(TRAINING, self.plan.training_rows)
 
     # -- likelihoods and canary readings -------------------------------------------------------
 
@@ -281,6 +299,8 @@ class Work:
             "scores": len(self.scored),
             "judgments": len(self.folder.records(JUDGMENTS)),
         }
+        if self.plan.manifest.training is not None:
+            present["training"] = len(self.plan.training_rows)
         counts = {name: Counts(expected=n, present=n) for name, n in present.items()}
         self.folder.write_manifest(found.model_copy(update={"counts": found.counts | counts}))
         self.folder.seal()

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from harness import plugins, provenance
-from harness.adapters import prepare
+from harness.adapters import prepare, resolve
 from harness.adapters.identity import model_config
 from harness.engines.vllm import EngineSettings, default_settings
 from harness.errors import InputError
@@ -20,7 +20,8 @@ from harness.judges import Judge
 from harness.metrics import ExampleChecker, Metric
 from harness.progress import over
 from harness.prompts import template_warning
-from harness.suites import Suite, load_suites, validation_text
+from harness.suites import Suite, TrainingSuite, load_suites, load_training_suite, validation_text
+from harness.training_logs import Logs, find_logs
 from harness.types import (
     REFERENCE,
     CheckpointSpec,
@@ -31,6 +32,8 @@ from harness.types import (
     RunManifest,
     Status,
     SuiteCard,
+    TrainingCard,
+    TrainingRow,
 )
 
 log = logging.getLogger(__name__)
@@ -62,15 +65,18 @@ class Plan:
     judges: Mapping[str, Judge]
     settings: EngineSettings
     manifest: RunManifest
+    training_rows: tuple[TrainingRow, ...]
 
 
 def make_plan(config: RunConfig) -> Plan:
     """Load and check everything a run needs, before any engine starts.
 
     Raises:
-        InputError: unknown or wrong suite, checkpoint, metric, judge or setting.
+        InputError: unknown or wrong suite, checkpoint, metric, judge, setting or training log.
     """
     suites = tuple(load_suites(config.suites, config.limit))
+    training = load_training_suite(config.suites)
+    _check_suite_names(suites, training)
     _check_names(config.checkpoints)
     metrics = _load_metrics(suites)
     judges = _load_judges(suites)
@@ -79,8 +85,21 @@ def make_plan(config: RunConfig) -> Plan:
     if warning := template_warning(checkpoints):
         log.warning("%s", warning)
     settings = _settings(config, checkpoints[0])
-    manifest = _manifest(config, suites, checkpoints, metrics, judges, settings)
-    return Plan(config, suites, checkpoints, metrics, judges, settings, manifest)
+    logs = _training_logs(config.checkpoints) if training else []
+    card = training.card(found.source for found in logs) if training else None
+    manifest = _manifest(config, suites, checkpoints, metrics, judges, settings, card)
+    rows = tuple(row for found in logs for row in found.rows)
+    return Plan(config, suites, checkpoints, metrics, judges, settings, manifest, rows)
+
+
+def _check_suite_names(suites: Sequence[Suite], training: TrainingSuite | None) -> None:
+    if training and training.spec.name in [s.spec.name for s in suites]:
+        raise InputError(f"two suites have one name: {training.spec.name}")
+
+
+def _training_logs(specs: Iterable[CheckpointSpec]) -> list[Logs]:
+    """Return each checkpoint's training logs, from beside its weights or where it says."""
+    return [find_logs(s.name, Path(resolve(s).source), s.training_logs) for s in specs]
 
 
 def _check_names(specs: Sequence[CheckpointSpec]) -> None:
@@ -173,9 +192,13 @@ def _run_key(
     checkpoints: Sequence[Loadable],
     judges: Sequence[JudgeInfo],
     engine: Mapping[str, Any],
+    training: TrainingCard | None,
 ) -> str:
+    # A run without training logs keeps the key it had before there were any.
+    extra = {} if training is None else {"training": training.model_dump(mode="json")}
     return sha256_json(
         {
+            **extra,
             "checkpoints": [
                 [
                     c.spec.name,
@@ -205,13 +228,18 @@ def _manifest(
     metrics: Mapping[str, Metric],
     judges: Mapping[str, Judge],
     settings: EngineSettings,
+    training: TrainingCard | None,
 ) -> RunManifest:
     cards = tuple(_card(suite, metrics) for suite in suites)
     infos = tuple(judge.info for judge in judges.values())
     engine = {"name": "vllm", **provenance.engine_versions(), **settings.model_dump(mode="json")}
     expected = sum(c.examples * c.sampling.samples for c in cards) * len(checkpoints)
+    counts = {"generations": Counts(expected=expected, present=0)}
+    if training is not None:
+        logged = sum(log.rows for source in training.sources for log in source.logs)
+        counts["training"] = Counts(expected=logged, present=0)
     return RunManifest(
-        run_key=_run_key(config, cards, checkpoints, infos, engine),
+        run_key=_run_key(config, cards, checkpoints, infos, engine, training),
         status=Status.RUNNING,
         created=provenance.now(),
         seed=config.seed,
@@ -222,5 +250,6 @@ def _manifest(
         packages=provenance.packages(),
         hardware=provenance.hardware(),
         git_commit=provenance.git_commit(),
-        counts={"generations": Counts(expected=expected, present=0)},
+        counts=counts,
+        training=training,
     )

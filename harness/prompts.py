@@ -36,6 +36,42 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return [int(token) for token in ids]
 
 
+def end_of_turn(tokenizer: Any) -> int:
+    """Return the id of the token that ends an assistant's answer in the chat template.
+
+    That is the special token which the template writes after an answer, white space between them
+    aside (``<|eot_id|>`` of Llama 3, whose end of sequence is another). Where it writes none: the
+    tokenizer's end of sequence.
+
+    Raises:
+        CheckpointError: there is neither, or the template fails.
+    """
+    after = _after_answer(tokenizer).lstrip()
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if ids and ids[0] in special:
+        return int(ids[0])
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"the tokenizer {tokenizer.name_or_path} names no eos_token and its chat template "
+            "writes no special token after an answer; set eos_token in tokenizer_config.json."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _after_answer(tokenizer: Any) -> str:
+    """Return what the template writes after an answer at the end of a dialogue."""
+    answer = "An answer that no template writes."
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except Exception as error:  # templates raise whatever their authors chose
+        raise CheckpointError(
+            f"the chat template of {tokenizer.name_or_path} cannot render an answer: {error}"
+        ) from error
+    return text.rpartition(answer)[2] if answer in text else ""
+
+
 def check_bos(tokenizer: Any, ids: Sequence[int], where: str) -> None:
     """Refuse a prompt that opens with two beginning-of-sequence tokens.
 

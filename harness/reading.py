@@ -9,8 +9,10 @@ from pathlib import Path
 from harness.compare import compare
 from harness.files import write_atomic
 from harness.gate import GateOutcome
-from harness.store import EXAMPLES, GENERATIONS, JUDGMENTS, SCORES, read_run
-from harness.types import REFERENCE, Comparison, Estimate, Example
+from harness.report.stability import SeedCell, StabilityColumn, stability_columns, unit_text
+from harness.report.text import NBSP
+from harness.store import EXAMPLES, GENERATIONS, JUDGMENTS, SCORES, TRAINING, read_run
+from harness.types import REFERENCE, Comparison, Estimate, Example, TrainingStability
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ def compare_run(path: Path) -> Comparison:
         folder.records(JUDGMENTS),
         folder.records(GENERATIONS),
         examples,
+        training=folder.records(TRAINING),
     )
     try:
         write_atomic(path / COMPARISON, comparison.model_dump_json(indent=1) + "\n")
@@ -73,7 +76,33 @@ def summary_text(comparison: Comparison) -> str:
         counts = f"{rate.wins}/{rate.ties}/{rate.losses} W/T/L"
         trust = trusted.get(rate.judge, "")
         lines.append(f"{name:45} {pair:24} {estimate_text(rate.estimate)}  {counts}{trust}")
+    if comparison.training is not None:
+        lines.append(stability_text(comparison.training))
     return "\n".join(lines)
+
+
+def stability_text(training: TrainingStability) -> str:
+    """Return training stability as plain text: each figure, one line a checkpoint."""
+    columns = stability_columns(training, [c.checkpoint for c in training.checkpoints])
+    lines = [training.title, *(f"  {c.found.checkpoint:16} {_runs_text(c)}" for c in columns)]
+    for info in training.figures:
+        lines.append(f"{info.title} {unit_text(info)}".rstrip())
+        lines += [
+            f"  {c.found.checkpoint:16} {_seeds_text(c.cells[info.key])}"
+            for c in columns
+            if c.cells
+        ]
+    for column in columns:
+        lines += [f"{column.found.checkpoint}, {note}" for note in column.notes]
+    return "\n".join(lines).replace(NBSP, " ")
+
+
+def _runs_text(column: StabilityColumn) -> str:
+    return column.why or f"{column.seeds} {column.steps}, {column.diverged} diverged"
+
+
+def _seeds_text(cell: SeedCell) -> str:
+    return f"{cell.value:>12}  {', '.join(filter(None, [cell.spread, cell.counts]))}"
 
 
 def gate_text(outcome: GateOutcome) -> str:

@@ -29,6 +29,7 @@ from harness.types import (
     Score,
     Status,
     SuiteExample,
+    TrainingRow,
 )
 
 R = TypeVar("R", bound=Record)
@@ -62,6 +63,9 @@ SCORES = Kind(
 EXAMPLES = Kind("examples", SuiteExample, lambda e: (e.suite, e.example.id))
 JUDGMENTS = Kind(
     "judgments", Judgment, lambda j: (j.suite, j.judge, j.candidate, j.baseline, j.example_id)
+)
+TRAINING = Kind(
+    "training", TrainingRow, lambda r: (r.checkpoint, -1 if r.seed is None else r.seed, r.step)
 )
 
 GROWING: tuple[Kind[Any], ...] = (GENERATIONS, SCORES, JUDGMENTS)
@@ -206,6 +210,7 @@ def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
         ),
         "metrics": (_metrics(found), _metrics(wanted)),
         "judges": ([j.identity for j in found.judges], [j.identity for j in wanted.judges]),
+        "training logs": (_training(found), _training(wanted)),
         "seed": (found.seed, wanted.seed),
         "engine": (found.engine, wanted.engine),
         "package versions": (found.packages, wanted.packages),
@@ -218,6 +223,11 @@ def _key(checkpoint: Loadable) -> tuple[str, ...]:
     spec = checkpoint.spec
     hashes = (checkpoint.weights_sha256, checkpoint.template_sha256, checkpoint.architecture)
     return (spec.name, *hashes, spec.dtype)
+
+
+def _training(manifest: RunManifest) -> Any:
+    card = manifest.training
+    return None if card is None else card.model_dump(mode="json")
 
 
 def _metrics(manifest: RunManifest) -> list[dict[str, Any]]:

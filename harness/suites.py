@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from harness.errors import DataError, InputError, unknown_name
 from harness.files import packaged, sha256_json
-from harness.types import Example, Message, Record, Role, Sampling
+from harness.types import (
+    Example,
+    Message,
+    Record,
+    Role,
+    Sampling,
+    StabilityParameters,
+    TrainingCard,
+    TrainingSource,
+)
+
+
+class SuiteKind(StrEnum):
+    """What a suite looks at: answers to prompts (the default), or the logs of training."""
+
+    PROMPTS = "prompts"
+    TRAINING = "training"
 
 
 class DataRef(Record):
@@ -64,8 +81,38 @@ class Suite(Record):
     content_sha256: str
 
 
+class TrainingSuiteSpec(Record):
+    """Declaration of a training suite: no prompts, only how the checkpoints' logs are read."""
+
+    kind: Literal[SuiteKind.TRAINING]
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    version: int = Field(ge=1)
+    title: str
+    description: str
+    parameters: StabilityParameters = StabilityParameters()
+    citation: str = ""
+
+
+class TrainingSuite(Record):
+    """A training suite's declaration and its hash."""
+
+    spec: TrainingSuiteSpec
+    content_sha256: str
+
+    def card(self, sources: Iterable[TrainingSource]) -> TrainingCard:
+        """Return the suite as it is run on ``sources``."""
+        return TrainingCard(
+            name=self.spec.name,
+            version=self.spec.version,
+            title=self.spec.title,
+            content_sha256=self.content_sha256,
+            parameters=self.spec.parameters,
+            sources=tuple(sources),
+        )
+
+
 GROUPS: dict[str, tuple[str, ...]] = {
-    "mini": ("instruction_following", "hh", "summarization", "diversity")
+    "mini": ("instruction_following", "hh", "summarization", "diversity", "training_stability")
 }
 """Names that stand for several suites."""
 
@@ -120,6 +167,18 @@ def resolve_names(names: Sequence[str]) -> list[Path]:
         else:
             raise unknown_name("suite", name, [*known, *GROUPS])
     return list(found)
+
+
+def suite_kind(path: Path) -> SuiteKind:
+    """Return what kind of suite a YAML file declares.
+
+    Raises:
+        InputError: unreadable file, or a kind that is not known.
+    """
+    given = read_yaml(path).get("kind", SuiteKind.PROMPTS)
+    if given not in list(SuiteKind):
+        raise InputError(f"{path}: kind: expected {' or '.join(SuiteKind)} (given: {given!r})")
+    return SuiteKind(given)
 
 
 def _line_objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -208,8 +267,9 @@ def load_suite(path: Path) -> Suite:
         InputError: unknown or wrong key in the YAML, unreadable file.
         DataError: a wrong row (file and line are named), a duplicate id, an empty suite.
     """
+    declared = {key: value for key, value in read_yaml(path).items() if key != "kind"}
     try:
-        spec = SuiteSpec.model_validate(read_yaml(path))
+        spec = SuiteSpec.model_validate(declared)
     except ValidationError as error:
         raise InputError(f"{path}: {validation_text(error)}") from error
     examples = _examples(path.parent / spec.data.path, spec.fields)
@@ -217,15 +277,40 @@ def load_suite(path: Path) -> Suite:
     return Suite(spec=spec, examples=examples, content_sha256=sha256_json(content))
 
 
+def load_training_suite(names: Sequence[str]) -> TrainingSuite | None:
+    """Load the training suite among ``names``, which may hold others; None where there is none.
+
+    Raises:
+        InputError: unknown suite, unknown or wrong key in the YAML, or two training suites.
+    """
+    paths = [p for p in resolve_names(names) if suite_kind(p) == SuiteKind.TRAINING]
+    if len(paths) > 1:
+        listed = ", ".join(map(str, paths))
+        raise InputError(f"a run reads training logs in one way; two were given: {listed}")
+    return _training_suite(paths[0]) if paths else None
+
+
+def _training_suite(path: Path) -> TrainingSuite:
+    try:
+        spec = TrainingSuiteSpec.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise InputError(f"{path}: {validation_text(error)}") from error
+    return TrainingSuite(spec=spec, content_sha256=sha256_json(spec.model_dump(mode="json")))
+
+
 def load_suites(names: Sequence[str], limit: int | None = None) -> list[Suite]:
-    """Load suites by group, name or path; ``limit`` keeps the first examples of each.
+    """Load the suites of prompts among ``names``; ``limit`` keeps the first examples of each.
+
+    Names are groups, suites or paths; training suites among them are left to
+    :func:`load_training_suite`.
 
     Raises:
         InputError: unknown suite, no suite, or two suites of one name.
     """
-    suites = [load_suite(path) for path in resolve_names(names)]
-    if not suites:
+    paths = resolve_names(names)
+    if not paths:
         raise InputError(f"no suite given. Known: {', '.join([*known_suites(), *GROUPS])}.")
+    suites = [load_suite(path) for path in paths if suite_kind(path) == SuiteKind.PROMPTS]
     seen = [s.spec.name for s in suites]
     if len(set(seen)) < len(seen):
         raise InputError(f"two suites have one name: {', '.join(sorted(seen))}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from command_records import Tbpo
 from suite_records import NAMES, write_suite
 from tiny_checkpoints import save_checkpoint, save_tokenizer
+from training_records import pair_row, save_base, write_rows
 
+from harness.cli import main
 from harness.engines.environment import MARK, hide_mismatched_builds
 
 
@@ -23,6 +27,24 @@ def own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the command line from replacing the test process by itself."""
     monkeypatch.setenv(MARK, "1")
+
+
+@pytest.fixture
+def tbpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tbpo:
+    """Run the command in this process; return exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tbpo", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as done:
+            code = int(done.code or 0)
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +64,16 @@ def given(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> P
     for seed, name in enumerate(NAMES):
         save_checkpoint(folder / name, tokenizer_folder, seed)
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A tiny random Llama that can be trained."""
+    return save_base(tmp_path_factory.mktemp("training") / "base", tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of preference pairs about sums."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return write_rows(folder / "sums.jsonl", [pair_row(i) for i in range(30)])

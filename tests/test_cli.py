@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,15 +13,18 @@ from typing import Any
 
 import pytest
 import yaml
+from command_records import Tbpo, refused
 from fake_engine import FakeEngine, FakeReference
 from run_records import make_examples, make_generation, make_score, run_manifest, suite_card
+from stability_records import log_rows, write_log, write_seeds
 from suite_records import NAMES, write_suite
 from tiny_checkpoints import save_checkpoint
 
 from harness import pipeline
-from harness.cli import main, parse_checkpoint
+from harness.cli import parse_checkpoint
 from harness.engines.environment import MARK
 from harness.errors import InputError
+from harness.files import packaged
 from harness.store import GENERATIONS, SCORES, open_run
 from harness.types import Status, SuiteExample
 
@@ -28,42 +32,12 @@ pytestmark = pytest.mark.usefixtures("no_restart")
 
 HEAVY = ("torch", "transformers", "vllm", "pandas", "matplotlib", "pydantic", "numpy")
 
-Tbpo = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tbpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tbpo:
-    """Run the command in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tbpo", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = int(done.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return run
-
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeEngine.forget()
     monkeypatch.setattr(pipeline, "VllmEngine", FakeEngine)
     monkeypatch.setattr(pipeline, "ReferenceModel", FakeReference)
-
-
-def refused(found: tuple[int, str, str], message: str) -> None:
-    code, out, err = found
-    assert code == 2, err
-    assert out == ""
-    assert err.startswith(("tbpo: ", "Usage: ", "Error: "))
-    assert message in err
-    assert "Traceback" not in err
-    assert len(err.splitlines()) == 1 or err.startswith("Usage: ")
 
 
 def run_arguments(given: Path, output: Path, names: Sequence[str] = NAMES) -> list[str]:
@@ -404,3 +378,48 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "Commands:" in done.stdout
+
+
+# Training stability without a run.
+
+
+def test_stability_of_folders(tmp_path: Path, tbpo: Tbpo) -> None:
+    write_seeds(tmp_path / "dpo", "dpo")
+    one = write_log(tmp_path / "sft" / "train_log.jsonl", log_rows("sft", 0))
+    code, out, _ = tbpo("stability", tmp_path / "dpo", f"alone={one}")
+    assert code == 0
+    assert re.search(r"dpo +3 seeds to step 64, 0 of 3 diverged", out)
+    assert re.search(r"alone +1 seed to step 64", out)
+    assert re.search(r"alone .* 1 seed, no spread", out)
+    assert "Share of steps whose" not in out
+    assert "Share of steps whose" in tbpo("stability", tmp_path / "dpo", "--definitions")[1]
+    values = json.loads(tbpo("stability", tmp_path / "dpo", "--json")[1])
+    assert [c["checkpoint"] for c in values["checkpoints"]] == ["dpo"]
+
+
+def test_stability_takes_parameters_from_a_suite(tmp_path: Path, tbpo: Tbpo) -> None:
+    write_seeds(tmp_path / "dpo", "dpo")
+    packaged_suite = packaged("training_stability.yaml").read_text(encoding="utf-8")
+    own = tmp_path / "own.yaml"
+    own.write_text(packaged_suite.replace("window: 16", "window: 8"))
+    values = json.loads(tbpo("stability", tmp_path / "dpo", "--suite", own, "--json")[1])
+    assert values["parameters"]["window"] == 8
+
+
+def test_stability_refuses_what_it_cannot_read(tmp_path: Path, tbpo: Tbpo) -> None:
+    write_seeds(tmp_path / "dpo", "dpo")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(tbpo("stability", empty), "'empty': no training log in")
+    refused(tbpo("stability", tmp_path / "dpo", tmp_path / "dpo"), "'dpo' is given twice")
+    refused(tbpo("stability", f"={tmp_path}"), "expected FOLDER or NAME=FOLDER")
+    refused(tbpo("stability", tmp_path / "dpo", "--suite", "hh"), "not a suite of kind 'training'")
+    refused(tbpo("stability"), "Missing argument")
+
+
+def test_suites_command_shows_the_training_suite(tbpo: Tbpo) -> None:
+    assert "training_stability  v1  training logs" in tbpo("suites")[1]
+    assert "spike_factor=2.0" in tbpo("suites", "training_stability")[1]
+    rows = json.loads(tbpo("suites", "--json")[1])
+    assert rows[-1]["name"] == "training_stability"
+    assert rows[-1]["parameters"]["smoothing"] == 15

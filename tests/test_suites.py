@@ -22,6 +22,7 @@ from harness.suites import (
     limited,
     load_suite,
     load_suites,
+    load_training_suite,
     read_yaml,
 )
 from harness.types import Example, Role
@@ -80,7 +81,7 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 def test_mini_is_all_packaged_suites(suites: dict[str, Suite]) -> None:
     assert {name: len(suite.examples) for name, suite in suites.items()} == COUNTS
-    assert set(known_suites()) == set(GROUPS["mini"]) == set(COUNTS)
+    assert set(known_suites()) == set(GROUPS["mini"]) == {*COUNTS, "training_stability"}
 
 
 def test_published_versions_are_unchanged(suites: dict[str, Suite]) -> None:
@@ -94,7 +95,10 @@ def test_declarations_are_short() -> None:
 
 
 def test_files_are_named_after_their_suites(suites: dict[str, Suite]) -> None:
-    assert {path.stem for path in known_suites().values()} == set(suites)
+    training = load_training_suite(["mini"])
+    assert training is not None
+    stems = {path.stem for path in known_suites().values()}
+    assert stems == {*suites, training.spec.name}
 
 
 def test_ids_are_unique_over_all_suites(suites: dict[str, Suite]) -> None:

@@ -1,4 +1,4 @@
-"""Scatter plots with intervals as SVG, the same bytes on every run.
+"""Figures as SVG, the same bytes on every run; scatter plots with intervals.
 
 matplotlib is used without pyplot and with its default settings, whatever the user's matplotlibrc
 says. Text stays text, so that it can be selected, read aloud and set in the page's own font.
@@ -7,7 +7,7 @@ says. Text stays text, so that it can be selected, read aloud and set in the pag
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -62,17 +62,22 @@ class Chart:
 
 def svg(chart: Chart) -> str:
     """Return a chart as a stand-alone SVG document on a white ground."""
+    return document(chart.stem, chart.alt, lambda: _figure(chart))
+
+
+def document(stem: str, alt: str, draw: Callable[[], Figure]) -> str:
+    """Return what ``draw`` draws, under this module's settings, as a stand-alone SVG document."""
     import io
 
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_settings(chart.stem))
-        figure = _figure(chart)
+        matplotlib.rcParams.update(_settings(stem))
+        figure = draw()
         stream = io.StringIO()
         figure.savefig(stream, format="svg", facecolor=PAPER, metadata=_NO_METADATA)
-    return _labelled(stream.getvalue(), chart.alt)
+    return _labelled(stream.getvalue(), alt)
 
 
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from harness.report.figures import inline
 from harness.report.origin import counts, facts, run_facts, sampling_text
+from harness.report.stability import STEM, unit_text
 from harness.report.tables import excludes
 from harness.report.text import clean
 from harness.report.verdict import agreement_text, interval_methods
@@ -45,6 +46,8 @@ def _environment() -> Environment:
         reference=REFERENCE,
         run_facts=run_facts,
         sampling_text=sampling_text,
+        stability_stem=STEM,
+        unit_text=unit_text,
     )
     return environment
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.report.charts import DiversityBlock, Plot
 from harness.report.origin import Facts, counts, facts, run_facts, sampling_text
+from harness.report.stability import STEM, SeedCell, StabilityBlock, unit_text
 from harness.report.tables import Cell, Change, Line, Rank, SuiteTables, excludes
 from harness.report.text import clean
 from harness.report.verdict import agreement_text, interval_methods
@@ -46,6 +47,7 @@ def markdown(report: Report) -> str:
         *_top(report),
         *_win_rates(report),
         *_diversity(report),
+        *_stability(report),
         *_metrics(report),
         *_samples(report.samples),
         *_origin(report),
@@ -189,6 +191,41 @@ def _diversity_block(report: Report, block: DiversityBlock) -> Iterator[str]:
     yield f"### {escape(block.card.title)}: distinct words and entropy"
     yield _figure(block.plot) if block.plot else "No checkpoint has the data for the figure."
     yield _lines(report, block.lines)
+
+
+def _stability(report: Report) -> Iterator[str]:
+    block = report.stability
+    if block is None:
+        return
+    yield f"## {escape(block.title)}"
+    yield escape(block.lead)
+    yield _stability_table(report, block)
+    if block.notes:
+        yield "\n".join(f"- {escape(note)}" for note in block.notes)
+    if block.traces:
+        yield f"![{escape(block.alt)}](figures/{STEM}.svg)\n\n{escape(block.caption)}"
+    yield "### Definitions"
+    defined = [("Diverged", block.training.divergence)]
+    defined += [(info.title, info.definition) for info in block.training.figures]
+    yield "\n".join(f"- {escape(title)}: {escape(text)}" for title, text in defined)
+
+
+def _stability_table(report: Report, block: StabilityBlock) -> str:
+    columns = block.columns
+    runs = [escape(c.why) or f"{c.seeds}<br><sub>{c.steps}</sub>" for c in columns]
+    rows = [["Training runs", *runs]]
+    rows.append(["Diverged (runs)", *("no log" if c.why else c.diverged for c in columns)])
+    for info in block.training.figures:
+        cells = [_seed_cell(c.cells.get(info.key)) for c in columns]
+        rows.append([f"{escape(info.title)} {escape(unit_text(info))}".rstrip(), *cells])
+    return table(["Figure", *(_name(report, c.place) for c in columns)], rows)
+
+
+def _seed_cell(cell: SeedCell | None) -> str:
+    if cell is None:
+        return "no log"
+    spread = f"<br>{cell.spread}" if cell.spread else ""
+    return f"{cell.value}{spread}<br><sub>{escape(cell.counts)}</sub>"
 
 
 def _metrics(report: Report) -> Iterator[str]:

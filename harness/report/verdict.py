@@ -61,6 +61,8 @@ def _verdict(lookup: Lookup) -> str:
     first, *others = lookup.names
     if not others:
         return f"Only one checkpoint, {first}, was run, so nothing is compared."
+    if not lookup.comparison.manifest.suites:
+        return "No prompts were asked, so no answers are compared."
     measured = [d for d in primary_differences(lookup) if d.estimate.value is not None]
     if not measured:
         return f"No paired difference to {first} could be computed on a primary metric."
@@ -135,7 +137,9 @@ def chance(lookup: Lookup) -> str | None:
 def intervals(comparison: Comparison) -> str:
     """Return how the intervals were made, in one line."""
     levels = sorted({e.level for e in estimates(comparison)})
-    percent = joined([f"{100 * level:g}{NBSP}%" for level in levels]) if levels else "No"
+    if not levels:
+        return "There are no intervals."
+    percent = joined([f"{100 * level:g}{NBSP}%" for level in levels])
     return (
         f"Intervals in brackets: {percent}, bootstrap over prompts, "
         f"{counted(comparison.resamples, 'resample')}, seed {comparison.seed}."
@@ -153,8 +157,10 @@ def estimates(comparison: Comparison) -> Iterator[Estimate]:
 
 
 def interval_methods(comparison: Comparison) -> list[str]:
-    """Return the distinct methods named by the estimates."""
-    return sorted({e.method for e in estimates(comparison)})
+    """Return the distinct methods named by the estimates and by the figures over seeds."""
+    found = comparison.training.checkpoints if comparison.training else ()
+    seeds = {summary.method for checkpoint in found for summary in checkpoint.summaries}
+    return sorted({e.method for e in estimates(comparison)} | seeds)
 
 
 def agreement_text(judge: JudgeInfo) -> str:
@@ -177,7 +183,17 @@ def limits(lookup: Lookup) -> list[str]:
         *_weak_judges(lookup.comparison),
         *_missing(lookup.comparison),
         *_truncated(lookup),
+        *_seeds(lookup.comparison),
     ]
+
+
+def _seeds(comparison: Comparison) -> Iterator[str]:
+    if comparison.training is not None:
+        yield (
+            "Training stability describes the runs whose logs were found, under their recipes and "
+            "budgets. Its spreads over a few seeds are no intervals. Without a log, nothing is "
+            "known about a checkpoint's training, which is not the same as stable."
+        )
 
 
 def _small_suites(comparison: Comparison) -> Iterator[str]:

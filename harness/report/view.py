@@ -8,6 +8,8 @@ from harness.report.charts import DiversityBlock, Plot, diversity_blocks, win_ra
 from harness.report.figures import svg
 from harness.report.lookup import Lookup
 from harness.report.palette import Style, styles
+from harness.report.stability import STEM, StabilityBlock, stability_block
+from harness.report.stability_figure import stability_svg
 from harness.report.tables import Line, SuiteTables, suite_tables, summary_lines
 from harness.report.text import clean
 from harness.report.verdict import chance, intervals, limits, verdict
@@ -51,6 +53,7 @@ class Report:
     summary: tuple[Line, ...]
     judges: tuple[tuple[JudgeBlock, Plot | None], ...]
     diversity: tuple[DiversityBlock, ...]
+    stability: StabilityBlock | None
     suites: tuple[SuiteTables, ...]
     samples: tuple[Sample, ...]
     limits: tuple[str, ...]
@@ -69,7 +72,10 @@ class Report:
     def figures(self) -> dict[str, str]:
         """Return every figure as a stand-alone SVG document, by file stem."""
         plots = [plot for _, plot in self.judges] + [block.plot for block in self.diversity]
-        return {plot.chart.stem: svg(plot.chart) for plot in plots if plot is not None}
+        drawn = {plot.chart.stem: svg(plot.chart) for plot in plots if plot is not None}
+        if self.stability is not None and self.stability.traces:
+            drawn[STEM] = stability_svg(self.stability)
+        return drawn
 
 
 def build(comparison: Comparison) -> Report:
@@ -87,6 +93,7 @@ def build(comparison: Comparison) -> Report:
         summary=summary_lines(lookup),
         judges=tuple((block, win_rate_plot(lookup, block, style)) for block in blocks),
         diversity=diversity_blocks(lookup, style),
+        stability=stability_block(comparison, style),
         suites=tuple(suite_tables(lookup, card) for card in comparison.manifest.suites),
         samples=tuple(_sample(lookup, sample) for sample in comparison.samples),
         limits=tuple(limits(lookup)),

@@ -1,187 +1,273 @@
-"""Preference pairs in the HH-RLHF text format, and their tokens rendered as at generation."""
+"""Preference pairs, and their tokens rendered as at generation; what is left out is counted."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from harness.errors import DataError, InputError
-from harness.prompts import render
-from harness.types import Message, Role
+from harness.errors import CheckpointError, DataError, InputError
+from harness.prompts import check_bos, end_of_turn, render
+from harness.training.formats import (
+    MalformedRowError,
+    Pair,
+    SkipReason,
+    Turns,
+    UnusablePairError,
+    parse_row,
+)
+from harness.training.sources import Source, resolve_source, source_identity
+from harness.types import Role
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+__all__ = [
+    "LongResponses",
+    "Pair",
+    "SkipReason",
+    "Skips",
+    "TokenPair",
+    "read_pairs",
+    "source_identity",
+    "split_holdout",
+    "tokenize_pair",
+]
 
-PAIR_KEYS = ("chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A dialogue with a better and a worse final answer."""
-
-    messages: tuple[Message, ...]
-    chosen: str
-    rejected: str
+LongResponses = Literal["cut", "skip"]
+"""What becomes of a pair with an answer over the limit: the answer is cut, or the pair left out."""
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Token ids of a pair: the rendered prompt and both answers, end-of-sequence included."""
+    """Token ids of a pair: the rendered prompt and both answers, end-of-turn token included.
+
+    ``origin`` as in ``Pair``: it lets an error name the pair, and is no part of its identity.
+    """
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    origin: str = field(default="", compare=False)
 
 
 @dataclass
 class Skips:
-    """Counts of pairs left out and of answers cut, by reason."""
+    """Pairs left out, by reason, and answers cut.
+
+    Attributes:
+        counts: number of pairs left out. first: origin of the first one.
+        cut_answers: answers shortened to the limit in pairs that were kept.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    cut_answers: int = 0
+
+    def add(self, reason: str, origin: str) -> None:
+        """Count one pair as left out for ``reason``."""
+        self.counts[reason] += 1
+        self.first.setdefault(reason, origin)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{reason}: {n} (first: {self.first[reason]})"
+            for reason, n in self.counts.most_common()
+        )
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what was left out and cut as plain JSON values, for a manifest.
+
+        reason -> {pairs, first}, and 'answers cut' -> {answers}; empty where nothing was.
+        """
+        found: dict[str, dict[str, Any]] = {
+            str(reason): {"pairs": n, "first": self.first[reason]}
+            for reason, n in sorted(self.counts.items())
+        }
+        return found | ({"answers cut": {"answers": self.cut_answers}} if self.cut_answers else {})
 
 
-def parse_dialogue(text: str) -> tuple[Message, ...]:
-    """Return the turns of an HH dialogue ('\\n\\nHuman: ...\\n\\nAssistant: ...').
-
-    Raises:
-        ValueError: it does not open with a human turn.
-    """
-    parts = _TURN.split(text)
-    if parts[0].strip() or len(parts) < 3 or parts[1] != "Human":
-        raise ValueError("a dialogue opens with '\\n\\nHuman:'")
-    roles = {"Human": Role.USER, "Assistant": Role.ASSISTANT}
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return tuple(Message(role=roles[who], content=said.strip()) for who, said in turns)
-
-
-def _merge_turns(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """Join neighbouring turns of one speaker, which some HH dialogues have."""
-    merged: list[Message] = []
-    for turn in turns:
-        if merged and merged[-1].role == turn.role:
-            joined = f"{merged[-1].content}\n\n{turn.content}"
-            merged[-1] = Message(role=turn.role, content=joined)
+def _pairs_of(source: Source, skips: Skips) -> Iterator[Pair]:
+    for place, row in source.rows():
+        origin = f"{source.name}{place}"
+        try:
+            found = parse_row(row)
+        except UnusablePairError as skip:
+            skips.add(skip.reason, origin)
+        except MalformedRowError as error:
+            raise DataError(f"{source}{place}", None, str(error)) from error
         else:
-            merged.append(turn)
-    return tuple(merged)
+            yield Pair(found.messages, found.chosen, found.rejected, origin)
 
 
-def parse_pair(chosen: str, rejected: str) -> Pair:
-    """Return the pair of two HH dialogues that differ in their last assistant turn.
+def read_pairs(sources: Iterable[str | Path], skips: Skips) -> list[Pair]:
+    """Read preference pairs from files and hub data sets, in order.
 
-    Raises:
-        ValueError: roles out of order, an empty or equal last answer, or different prompts.
-    """
-    better, worse = (_merge_turns(parse_dialogue(text)) for text in (chosen, rejected))
-    for turns in (better, worse):
-        if turns[-1].role != Role.ASSISTANT:
-            raise ValueError("a dialogue ends with an assistant turn")
-        if not turns[-1].content:
-            raise ValueError("empty answer")
-    if better[:-1] != worse[:-1]:
-        raise ValueError("different prompts")
-    if better[-1].content == worse[-1].content:
-        raise ValueError("equal answers")
-    return Pair(better[:-1], better[-1].content, worse[-1].content)
-
-
-def _open_lines(path: Path) -> Iterator[tuple[int, str]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as stream:
-            yield from enumerate(stream, start=1)
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 JSONL: {error}") from error
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(path, number, f"not valid JSON: {error.msg}") from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in PAIR_KEYS):
-        raise DataError(path, number, "expected an object with texts 'chosen' and 'rejected'")
-    return row
-
-
-def read_pairs(paths: Iterable[Path], skips: Skips) -> list[Pair]:
-    """Read HH preference pairs from JSONL files (plain or .gz), in file order.
-
-    Pairs whose dialogues cannot be used are counted in ``skips`` by reason.
+    Sources are those of ``harness.training.sources.resolve_source``, rows those of
+    ``harness.training.formats``. Rows that make no pair are counted in ``skips``.
 
     Raises:
-        DataError: a line is not a JSON object with both texts (file and line are named).
-        InputError: a file cannot be read, or no usable pair is left.
+        DataError: a row is not JSON, or in none of the formats (file and line are named).
+        InputError: a source cannot be read, or no usable pair is left.
     """
-    files = tuple(paths)
-    pairs: list[Pair] = []
-    for path in files:
-        for number, line in _open_lines(path):
-            row = _row(path, number, line)
-            try:
-                pairs.append(parse_pair(row["chosen"], row["rejected"]))
-            except ValueError as reason:
-                skips.counts[str(reason)] += 1
+    resolved = [resolve_source(source) for source in sources]
+    pairs = [pair for source in resolved for pair in _pairs_of(source, skips)]
     if not pairs:
-        why = ", ".join(f"{reason}: {n}" for reason, n in skips.counts.items()) or "no lines"
-        raise InputError(f"no usable preference pair in {', '.join(map(str, files))} ({why})")
+        raise InputError(
+            f"no usable preference pair in {', '.join(map(str, resolved))} "
+            f"({str(skips) or 'no rows'})"
+        )
     return pairs
 
 
-def _fit_prompt(tokenizer: Any, messages: tuple[Message, ...], limit: int) -> list[int] | None:
-    """Render the longest tail of whole turns, opening with a user turn, within ``limit``."""
-    for start in range(0, len(messages), 2):
-        if messages[start].role != Role.USER:
-            return None
-        ids = render(tokenizer, messages[start:])
+def _tails(messages: Turns) -> Iterator[Turns]:
+    """Yield the dialogue, then ever shorter ends of it that open with a user turn.
+
+    A leading system turn stays: it says how to answer, whatever else is forgotten.
+    """
+    kept = 1 if messages[0].role == Role.SYSTEM else 0
+    for start in range(kept, len(messages), 2):
+        yield messages[:kept] + messages[start:]
+
+
+def _rendered(tokenizer: Any, messages: Turns, origin: str) -> list[int]:
+    try:
+        ids = render(tokenizer, messages)
+    except Exception as error:  # templates raise whatever their authors chose
+        raise CheckpointError(f"{origin}: the chat template failed: {error}") from error
+    check_bos(tokenizer, ids, origin)
+    return ids
+
+
+def _longest_prompt(tokenizer: Any, pair: Pair, limit: float) -> list[int]:
+    """Return the longest tail within ``limit`` tokens; the shortest where none is."""
+    ids: list[int] = []
+    for tail in _tails(pair.messages):
+        ids = _rendered(tokenizer, tail, pair.origin)
         if len(ids) <= limit:
-            return ids
-    return None
+            break
+    return ids
+
+
+def _answer(tokenizer: Any, text: str, end: int) -> list[int]:
+    ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise UnusablePairError(SkipReason.EMPTY_ANSWER)
+    if end in ids:
+        raise UnusablePairError(SkipReason.END_INSIDE)
+    return [*ids, end]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Limits in tokens, infinite where there is none."""
+
+    both: float
+    prompt: float
+    response: float
+
+    @classmethod
+    def of(cls, both: int | None, prompt: int | None, response: int | None) -> _Limits:
+        return cls(*(float("inf") if n is None else n for n in (both, prompt, response)))
+
+    def fit(self, tokenizer: Any, pair: Pair, longest: int) -> tuple[list[int], float]:
+        """Return the prompt and how many tokens an answer may have.
+
+        ``longest``: tokens of the longer answer, for which old turns make room.
+        """
+        wanted = self.both - min(longest, self.response)
+        prompt = _longest_prompt(tokenizer, pair, min(self.prompt, wanted))
+        if len(prompt) > self.prompt:
+            raise UnusablePairError(SkipReason.LONG_PROMPT)
+        room = min(self.both - len(prompt), self.response)
+        if room < 1:
+            raise UnusablePairError(SkipReason.NO_ROOM)
+        return prompt, room
+
+
+def _tokens(
+    tokenizer: Any, pair: Pair, limits: _Limits, long_responses: LongResponses
+) -> tuple[TokenPair, int]:
+    """Return the tokens of a pair and how many answers were cut."""
+    end = end_of_turn(tokenizer)
+    sides = [_answer(tokenizer, text, end) for text in (pair.chosen, pair.rejected)]
+    prompt, room = limits.fit(tokenizer, pair, max(map(len, sides)))
+    cut = sum(len(side) > room for side in sides)
+    if cut and long_responses == "skip":
+        raise UnusablePairError(SkipReason.LONG_ANSWER)
+    chosen, rejected = (tuple(side[: int(min(room, len(side)))]) for side in sides)
+    if chosen == rejected:
+        raise UnusablePairError(SkipReason.EQUAL_TOKENS)
+    return TokenPair(tuple(prompt), chosen, rejected, pair.origin), cut
 
 
 def tokenize_pair(
-    tokenizer: Any, pair: Pair, *, max_prompt: int, max_response: int, skips: Skips
+    tokenizer: Any,
+    pair: Pair,
+    *,
+    max_length: int | None = None,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+    long_responses: LongResponses = "cut",
+    skips: Skips,
 ) -> TokenPair | None:
     """Return the tokens of a pair, or None (counted in ``skips``) where it cannot be used.
 
-    The oldest turns are dropped until the prompt fits ``max_prompt`` tokens; an answer longer
-    than ``max_response`` tokens is cut there and then carries no end-of-sequence token. A pair is
-    left out where its last user turn alone is too long, or where the cut makes the answers equal.
+    The prompt is what generation would be given. An answer is its text's tokens and then the
+    token on which generation stops, ``harness.prompts.end_of_turn``.
+
+    The oldest turns, but not a leading system turn, are dropped until the prompt fits
+    ``max_prompt`` and prompt and longer answer together fit ``max_length``. Where the last user
+    turn alone leaves less room, or an answer is longer than ``max_response``, answers are cut and
+    then carry no end token; with ``long_responses="skip"`` the pair is left out instead. So are
+    pairs whose last user turn is itself too long, or whose answers the cut makes equal.
+
+    Args:
+        tokenizer: with a chat template.
+        pair: see ``Pair``.
+        max_length: most tokens of prompt and answer together; None is no limit, here as below.
+        max_prompt: most tokens of the rendered prompt.
+        max_response: most tokens of an answer, its end token included.
+        long_responses: "cut" or "skip".
+        skips: counts what is left out and cut.
+
+    Raises:
+        CheckpointError: the chat template fails or doubles the BOS, or there is no end token.
     """
-    prompt = _fit_prompt(tokenizer, pair.messages, max_prompt)
-    if prompt is None:
-        skips.counts["prompt longer than max_prompt tokens"] += 1
+    limits = _Limits.of(max_length, max_prompt, max_response)
+    try:
+        tokens, cut = _tokens(tokenizer, pair, limits, long_responses)
+    except UnusablePairError as skip:
+        skips.add(skip.reason, pair.origin)
         return None
-    sides: list[tuple[int, ...]] = []
-    for answer in (pair.chosen, pair.rejected):
-        ids = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        if len(ids) > max_response:
-            skips.counts["answers cut at max_response tokens"] += 1
-        sides.append(tuple(ids[:max_response]))
-    if sides[0] == sides[1]:
-        skips.counts["answers equal after the cut"] += 1
-        return None
-    return TokenPair(tuple(prompt), *sides)
+    skips.cut_answers += cut
+    return tokens
 
 
 def split_holdout(
     pairs: Sequence[Pair], holdout: int, rng: np.random.Generator
 ) -> tuple[list[Pair], list[Pair]]:
-    """Shuffle and return (training pairs, ``holdout`` held-out pairs).
+    """Shuffle by prompt and return (training pairs, held-out pairs).
+
+    All pairs of one prompt go to the same side, so that no prompt of the held-out pairs was
+    trained on. Prompts are held out in shuffled order until they have ``holdout`` pairs or more:
+    exactly that many where every pair has its own prompt.
 
     Raises:
         InputError: nothing would be left to train on.
     """
-    if holdout >= len(pairs):
-        raise InputError(f"cannot hold out {holdout} of {len(pairs)} pairs")
-    order = rng.permutation(len(pairs))
-    shuffled = [pairs[int(i)] for i in order]
-    return shuffled[holdout:], shuffled[:holdout]
+    by_prompt: dict[Turns, list[Pair]] = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.messages, []).append(pair)
+    groups = list(by_prompt.values())
+    training: list[Pair] = []
+    held: list[Pair] = []
+    for i in rng.permutation(len(groups)):
+        (held if len(held) < holdout else training).extend(groups[int(i)])
+    if not training:
+        raise InputError(
+            f"cannot hold out {holdout} of {len(pairs)} pairs ({len(groups)} prompts; a prompt's "
+            "pairs stay together). Give more pairs, or lower holdout."
+        )
+    return training, held

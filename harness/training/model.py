@@ -1,225 +1,290 @@
-"""Language model with a LoRA adapter, read out as per-token statistics of given answers."""
+"""Policy, reference and baseline head as one module that reads batches as token statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from harness.errors import TrainingError
-from harness.training.data import TokenPair
-from harness.training.objectives import TokenStatistics, exact_kl, token_logprobs
+from harness.errors import CheckpointError, InputError
+from harness.training.batches import Batch
+from harness.training.objectives import Statistic, TokenStatistics, token_logprobs
+from harness.training.recipe import Recipe
+from harness.training.token_statistics import token_readings
 
-HEAD_WIDTH = 1024
-"""Hidden width of TBPO-Q's baseline head (TokenRatio paper)."""
+PROBE_TOLERANCE = 1e-3
+"""Largest difference, relative to the largest logit, of a model's own logits and ours."""
 
+EVALUATED_ROWS = 256
+"""Answer tokens whose logits are held at once where no gradient is wanted."""
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adaptation (Hu et al., 2021, arXiv 2106.09685)."""
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """2B sequences (B chosen, then B rejected), right-padded.
-
-    Attributes:
-        tokens: (2B, L) ids. attention: (2B, L) 1 where a token stands.
-        positions: (2B, T) index of the state that predicts each response token.
-        targets: (2B, T) response token ids. mask: (2B, T) bool, True where a token stands.
-    """
-
-    tokens: Tensor
-    attention: Tensor
-    positions: Tensor
-    targets: Tensor
-    mask: Tensor
-
-
-def collate(pairs: Sequence[TokenPair], pad: int) -> Batch:
-    """Return the padded batch of ``pairs``, chosen answers first."""
-    rows = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs]
-    length = max(len(prompt) + len(answer) for prompt, answer in rows)
-    width = max(len(answer) for _, answer in rows)
-    tokens = torch.full((len(rows), length), pad, dtype=torch.long)
-    attention = torch.zeros((len(rows), length), dtype=torch.long)
-    targets = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    positions = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, (prompt, answer) in enumerate(rows):
-        both = torch.tensor([*prompt, *answer])
-        tokens[i, : len(both)] = both
-        attention[i, : len(both)] = 1
-        targets[i, : len(answer)] = both[len(prompt) :]
-        mask[i, : len(answer)] = True
-        start = len(prompt) - 1
-        positions[i, : len(answer)] = torch.arange(start, start + len(answer))
-    return Batch(tokens, attention, positions, targets, mask)
+Part = Literal["both", "policy", "reference"]
 
 
 class BaselineHead(nn.Module):
-    """b_phi: scalar head on the final hidden state, one hidden layer of 1024 with GELU.
+    """b_phi: scalar head on the final hidden state, one hidden layer with GELU.
 
-    Estimates log Z of a state (TokenRatio paper, TBPO-Q). It sees detached hidden states, so no
-    gradient reaches the backbone. The last layer starts at zero: training starts at w = 1.
+    Estimates log Z of a state (TokenRatio paper, TBPO-Q; hidden width 1024). It sees detached
+    states, so no gradient reaches the backbone. The last layer starts at zero: training starts
+    at w = 1.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, states: int, width: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, HEAD_WIDTH)
-        self.outer = nn.Linear(HEAD_WIDTH, 1)
+        self.inner = nn.Linear(states, width)
+        self.outer = nn.Linear(width, 1)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return (..., ) values, nats, of (..., D) hidden states."""
-        values: Tensor = self.outer(nn.functional.gelu(self.inner(hidden.detach().float())))
+        """Return (N,) values, nats, of (N, D) hidden states; float32 whatever autocast says."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.outer(nn.functional.gelu(self.inner(hidden.detach().float())))
         return values.squeeze(-1)
 
 
-class LoraPolicy:
-    """A causal language model with a LoRA adapter; the reference is the model without it."""
+def silence_dropout(model: Any) -> None:
+    """Switch off a base model's own dropout: the reference has none, nor may the policy.
 
-    def __init__(self, folder: Path, settings: LoraSettings, *, bfloat16: bool = True) -> None:
-        from peft import LoraConfig, TaskType, get_peft_model
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    Architectures keep it in modules, as numbers beside them (OPT, Bloom), or read it from their
+    configuration (Falcon).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for owner in (model.config, *model.modules()):
+        for name, value in list(vars(owner).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(owner, name, 0.0)
 
-        self.bfloat16 = bfloat16
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        dtype = torch.bfloat16 if bfloat16 else torch.float32
-        base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        base = base.to(self.device)
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=list(settings.targets),
-        )
-        self.model: Any = get_peft_model(base, config).eval()
-        for weight in self.trainable():
+
+def load_base(source: str, dtype: torch.dtype) -> Any:
+    """Return a causal language model from a folder or hub id, without dropout.
+
+    Raises:
+        CheckpointError: transformers cannot load it; its own words are in the message.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} cannot be loaded for training: {error}") from error
+    silence_dropout(model)
+    return model
+
+
+def _with_lora(base: Any, recipe: Recipe) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets: Any = recipe.lora_targets
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=targets[0] if targets == ("all-linear",) else list(targets),
+    )
+    try:
+        model: Any = get_peft_model(base, config)
+    except ValueError as error:
+        raise InputError(f"lora_targets {', '.join(targets)}: {error}") from error
+    for weight in model.parameters():
+        if weight.requires_grad:
             weight.data = weight.data.float()
+    return model
 
-    @classmethod
-    def trained(cls, folder: Path, adapter: Path, settings: LoraSettings) -> Self:
-        """Return the policy of a saved adapter in float32, to be measured."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
 
-        policy = cls(folder, settings, bfloat16=False)
-        set_peft_model_state_dict(policy.model, load_file(adapter / "adapter_model.safetensors"))
-        return policy
+def build_model(
+    recipe: Recipe, base: str, reference: str | None, requires: frozenset[Statistic]
+) -> PreferenceModel:
+    """Return policy and reference of a recipe; the caller has set torch's seed.
 
-    @property
-    def hidden_size(self) -> int:
-        """Width D of the final hidden state."""
-        return int(self.model.config.hidden_size)
+    A LoRA's base is held in bfloat16 under bfloat16 autocast, in float32 otherwise; weights that
+    are trained are always float32. The reference of a LoRA is the policy with the adapter off, so
+    that the model is held once; full fine-tuning, or another reference, holds a second model.
 
-    @property
-    def pad(self) -> int:
-        """Token id used for padding."""
-        ids = self.tokenizer
-        return int(ids.eos_token_id if ids.pad_token_id is None else ids.pad_token_id)
+    Raises:
+        CheckpointError: a model cannot be loaded, or its logits are not head times state.
+        InputError: the LoRA's targets fit nothing.
+    """
+    frozen = torch.bfloat16 if use_bfloat16(recipe) else torch.float32
+    full = recipe.finetune == "full"
+    policy = load_base(base, torch.float32 if full else frozen)
+    check_head(policy, base)
+    if recipe.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.enable_input_require_grads()
+    other = load_base(reference or base, frozen) if full or reference else None
+    if other is not None:
+        other.requires_grad_(False)
+    head = None
+    if Statistic.BASELINE in requires:
+        head = BaselineHead(policy.config.get_text_config().hidden_size, recipe.head_width)
+    if not full:
+        policy = _with_lora(policy, recipe)
+    return PreferenceModel(policy, other, head, requires, recipe.chunk)
 
-    def trainable(self) -> list[nn.Parameter]:
-        """Return the adapter's parameters."""
-        return [p for p in self.model.parameters() if p.requires_grad]
 
-    def set_dropout(self, active: bool) -> None:
-        """Switch the adapter's dropout; the base model's own stays off, as in the reference."""
-        for name, module in self.model.named_modules():
-            if ".lora_dropout." in name:
-                module.train(active)
+def use_bfloat16(recipe: Recipe) -> bool:
+    """Return whether a run autocasts to bfloat16."""
+    if recipe.bf16 == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return recipe.bf16 == "yes"
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.bfloat16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
-    def _states(self, batch: Batch) -> Tensor:
-        """(2B, T, D) final hidden states at the response positions."""
-        backbone = self.model.get_base_model().model
-        out = backbone(
-            input_ids=batch.tokens.to(self.device), attention_mask=batch.attention.to(self.device)
-        ).last_hidden_state
-        rows = torch.arange(len(out), device=self.device).unsqueeze(-1)
-        states: Tensor = out[rows, batch.positions.to(self.device)]
-        return states
+@torch.no_grad()
+def check_head(model: Any, name: str) -> None:
+    """Check that a model's logits are its output layer times its final states, and no more.
 
-    def _logits(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_base_model().lm_head(states)
-        return logits.float()
+    Raises:
+        CheckpointError: they are scaled or capped (Gemma-2, Cohere, Granite...), which the
+            chunked statistics do not do.
+    """
+    probe = torch.arange(1, 5).unsqueeze(0)
+    states = model.base_model(input_ids=probe).last_hidden_state
+    own = model(input_ids=probe).logits
+    made = model.get_output_embeddings()(states)
+    if made.shape != own.shape or (made - own).abs().max() > PROBE_TOLERANCE * own.abs().max():
+        raise CheckpointError(
+            f"{name}: the logits of {type(model).__name__} are more than its output layer times "
+            "its final hidden states (a scale or a cap); such models cannot be trained here"
+        )
 
-    def reference_logprobs(self, batch: Batch) -> Tensor:
-        """Return (2B, T) log pi_ref of the response tokens, nats: the adapter is switched off."""
-        with torch.no_grad(), self.model.disable_adapter(), self._autocast():
-            logits = self._logits(self._states(batch))
-        return token_logprobs(logits, batch.targets.to(self.device))
 
-    def statistics(
-        self, batch: Batch, reference: Tensor, head: BaselineHead | None, *, kl: bool
-    ) -> TokenStatistics:
-        """Return the policy's statistics with gradient; ``reference`` as reference_logprobs."""
-        with self._autocast():
-            states = self._states(batch)
-            logits = self._logits(states)
-        policy = token_logprobs(logits, batch.targets.to(self.device))
-        divergence = None
-        if kl:
-            with torch.no_grad(), self.model.disable_adapter(), self._autocast():
-                reference_logits = self._logits(self._states(batch))
-            divergence = exact_kl(reference_logits, logits)
-        mask = batch.mask.to(self.device)
-        baseline = head(states) if head is not None else None
-        return TokenStatistics(policy, reference.to(self.device), mask, baseline, divergence)
+class PreferenceModel(nn.Module):
+    """The policy, its reference and TBPO-Q's head; one forward reads one batch.
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder in bfloat16; the policy keeps the rounded weights.
+    It is what the trainer wraps, so that every weight is used inside the wrapped module's
+    forward, as sharded training demands.
+    """
 
-        Raises:
-            TrainingError: a weight is NaN or infinite.
+    def __init__(
+        self,
+        policy: Any,
+        reference: Any | None,
+        head: BaselineHead | None,
+        requires: frozenset[Statistic],
+        chunk: int | None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.reference = reference
+        self.head = head
+        self.requires = requires
+        self.chunk = chunk
+
+    def policy_weights(self) -> list[nn.Parameter]:
+        """Return the policy's trained parameters."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
+
+    def _bare(self, model: Any) -> Any:
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _states(self, model: Any, batch: Batch) -> Tensor:
+        """(N, D) final hidden states that predict the N answer tokens, row by row."""
+        out = self._bare(model).base_model(
+            input_ids=batch["tokens"], attention_mask=batch["attention"], use_cache=False
+        )
+        rows = torch.arange(len(batch["tokens"]), device=batch["tokens"].device).unsqueeze(-1)
+        states: Tensor = out.last_hidden_state[rows, batch["positions"]]
+        return states[batch["mask"]]
+
+    def _without_adapter(self) -> AbstractContextManager[Any]:
+        if self.reference is not None:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.policy.disable_adapter()
+        return context
+
+    def _reference_states(self, batch: Batch) -> tuple[Any, Tensor]:
+        model = self.policy if self.reference is None else self.reference
+        with torch.no_grad(), self._without_adapter():
+            return self._bare(model).get_output_embeddings(), self._states(model, batch)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        index: Tensor,
+        part: Part = "both",
+    ) -> dict[str, Tensor]:
+        """Return (2B, T) statistics by name, zero where masked, nats.
+
+        ``policy``, ``reference``, ``kl``, ``reverse_kl``, ``entropy`` as in
+        :class:`harness.training.token_statistics.TokenReadings`, and ``baseline`` where there is
+        a head. With ``part`` "policy" or "reference" that log-probability alone, by less work.
         """
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad and not torch.isfinite(weight).all():
-                raise TrainingError(f"adapter weight {name} is not finite; nothing was saved")
-        for weight in self.trainable():
-            weight.data = weight.data.to(torch.bfloat16)
-        self.model.save_pretrained(folder, safe_serialization=True)
-        # PEFT's model card is a form of blanks that quotes the base's local path.
-        (folder / "README.md").unlink(missing_ok=True)
-        for weight in self.trainable():
-            weight.data = weight.data.float()
-
-
-def halves(stats: TokenStatistics) -> tuple[TokenStatistics, TokenStatistics]:
-    """Split statistics of 2B sequences into those of B chosen and B rejected answers."""
-
-    def part(value: Tensor | None, first: bool) -> Tensor | None:
-        if value is None:
-            return None
-        middle = len(value) // 2
-        return value[:middle] if first else value[middle:]
-
-    def side(first: bool) -> TokenStatistics:
-        policy, reference, mask = (
-            part(v, first) for v in (stats.policy, stats.reference, stats.mask)
+        batch = Batch(
+            tokens=tokens,
+            attention=attention,
+            positions=positions,
+            targets=targets,
+            mask=mask,
+            weights=weights,
+            index=index,
         )
-        assert policy is not None
-        assert reference is not None
-        assert mask is not None
-        return TokenStatistics(
-            policy, reference, mask, part(stats.baseline, first), part(stats.kl, first)
-        )
+        if part == "both":
+            return self._spread(batch, self._readings(batch))
+        if part == "reference":
+            layer, states = self._reference_states(batch)
+        else:
+            layer = self._bare(self.policy).get_output_embeddings()
+            states = self._states(self.policy, batch)
+        return self._spread(batch, {part: self._logprobs(layer, states, batch)})
 
-    return side(True), side(False)
+    def _logprobs(self, layer: Any, states: Tensor, batch: Batch) -> Tensor:
+        targets = batch["targets"][batch["mask"]]
+        starts = range(0, len(states), EVALUATED_ROWS)
+        pieces = [slice(start, start + EVALUATED_ROWS) for start in starts]
+        return torch.cat([token_logprobs(layer(states[p]).float(), targets[p]) for p in pieces])
+
+    def _chunk(self) -> dict[str, int]:
+        return {} if self.chunk is None else {"chunk": self.chunk}
+
+    def _readings(self, batch: Batch) -> dict[str, Tensor]:
+        reference_layer, reference_states = self._reference_states(batch)
+        states = self._states(self.policy, batch)
+        layer = self._bare(self.policy).get_output_embeddings()
+        read = token_readings(
+            states,
+            layer.weight,
+            reference_states,
+            reference_layer.weight.detach(),
+            batch["targets"][batch["mask"]],
+            bias=layer.bias,
+            reference_bias=None if reference_layer.bias is None else reference_layer.bias.detach(),
+            kl_gradient=Statistic.KL in self.requires,
+            reverse_kl_gradient=Statistic.REVERSE_KL in self.requires,
+            **self._chunk(),
+        )
+        values = {
+            "policy": read.policy,
+            "reference": read.reference,
+            "kl": read.kl,
+            "reverse_kl": read.reverse_kl,
+            "entropy": read.entropy,
+        }
+        return values | ({"baseline": self.head(states)} if self.head is not None else {})
+
+    def _spread(self, batch: Batch, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        empty = torch.zeros(batch["mask"].shape, device=batch["mask"].device)
+        return {n: empty.masked_scatter(batch["mask"], v.float()) for n, v in values.items()}
+
+
+def sides(
+    values: dict[str, Tensor], batch: Batch, requires: frozenset[Statistic]
+) -> tuple[TokenStatistics, TokenStatistics]:
+    """Return the statistics of B chosen and B rejected answers, with what the objective needs."""
+    extra = {s.value: values[s.value] for s in requires if s is not Statistic.TOKEN_WEIGHTS}
+    if Statistic.TOKEN_WEIGHTS in requires:
+        extra["token_weights"] = batch["weights"]
+    whole = {"policy": values["policy"], "reference": values["reference"], "mask": batch["mask"]}
+    parts = {name: value.chunk(2) for name, value in {**whole, **extra}.items()}
+    chosen, rejected = ({n: p[i] for n, p in parts.items()} for i in (0, 1))
+    return TokenStatistics(**chosen), TokenStatistics(**rejected)

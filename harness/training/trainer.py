@@ -1,387 +1,354 @@
-"""A small trainer: preference pairs and an objective to a PEFT adapter with a manifest."""
+"""The training loop: transformers' Trainer with the loss, the logs and the stops of this project.
+
+TRL's DPOTrainer was looked at first. Its loss is one method that branches on names and reads
+sequence sums; replacing it means replacing the forward pass, the reference pass and the logging
+too, and nothing of TRL would be left. transformers' Trainer brings what is wanted of it:
+checkpoints, resume, gradient accumulation, and DDP, FSDP and DeepSpeed through accelerate.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from harness import plugins
-from harness.adapters.embedded import MODELS
-from harness.adapters.identity import template_sha256, weights_sha256
-from harness.errors import InputError, TrainingError
-from harness.files import cache_root, sha256_file, write_atomic
-from harness.progress import over
-from harness.stats.proportion import wilson
-from harness.training.data import Skips, TokenPair, read_pairs, split_holdout, tokenize_pair
-from harness.training.model import BaselineHead, Batch, LoraPolicy, LoraSettings, collate, halves
-from harness.training.objectives import Objective, TokenStatistics
-from harness.types import Estimate
+from harness.errors import TrainingError
+from harness.progress import bar
+from harness.training.batches import Item, collate
+from harness.training.checkpoints import (
+    CHECKPOINTS,
+    complete_folder,
+    drop_partial,
+    last_checkpoint,
+    load_policy,
+    mark_whole,
+    step_of,
+    write_policy,
+)
+from harness.training.heldout import HeldOut, HeldOutSet
+from harness.training.logs import StepSums, TrainLog, pair_values, peak_memory
+from harness.training.model import PreferenceModel, sides, use_bfloat16
+from harness.training.objectives import Objective
+from harness.training.recipe import Recipe
 
-HEAD_LEARNING_RATE = 1e-3
-"""AdamW rate of TBPO-Q's baseline head (TokenRatio paper)."""
-
-_POSITIVE = ("steps", "batch", "learning_rate", "clip", "holdout", "max_prompt", "max_response")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the outcome of a training run, data apart.
-
-    Attributes:
-        options: fields of the objective that differ from its defaults.
-        warmup: share of the steps over which the learning rate rises.
-        clip: largest norm of the adapter's gradient.
-        holdout: pairs kept for measurement. max_prompt, max_response: limits in tokens.
-
-    Raises:
-        InputError: a number is outside its range.
-    """
-
-    objective: str
-    options: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    steps: int = 100
-    batch: int = 8
-    learning_rate: float = 5e-4
-    warmup: float = 0.05
-    clip: float = 1.0
-    holdout: int = 200
-    max_prompt: int = 160
-    max_response: int = 96
-    bfloat16: bool = True
-    lora: LoraSettings = field(default_factory=LoraSettings)
-
-    def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise InputError(f"warmup is a share of the steps in [0, 1], got {self.warmup}")
+HEAD_OPTIMIZER = "baseline_head_optimizer.pt"
+KEPT = 2
+"""Checkpoints kept while training, so that one is whole while the next is written."""
 
 
-def build_objective(name: str, options: dict[str, Any]) -> Objective:
-    """Return the objective registered as ``name`` with ``options`` as its fields.
-
-    Raises:
-        InputError: unknown objective or option (the known ones are listed), or an unusable value.
-    """
-    cls: Any = plugins.load("objectives", name)
-    known = {f.name for f in dataclasses.fields(cls) if not f.name.startswith("needs_")}
-    if extra := sorted(set(options) - known):
-        raise InputError(
-            f"objective '{name}' has no option {', '.join(extra)}. Options: "
-            f"{', '.join(sorted(known))}."
-        )
-    try:
-        objective: Objective = cls(**options)
-    except TypeError as error:
-        raise InputError(f"objective '{name}' cannot use the options {options}: {error}") from error
-    return objective
-
-
-def schedule(recipe: Recipe, step: int) -> float:
-    """Return the factor on the learning rate at 0-based ``step``: linear warm-up, then cosine."""
-    warm = max(1, round(recipe.warmup * recipe.steps))
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, recipe.steps - warm)
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def batches(
-    pairs: Sequence[TokenPair], recipe: Recipe, rng: np.random.Generator
-) -> Iterator[list[int]]:
-    """Yield ``recipe.steps`` lists of indices; epochs are reshuffled, lengths kept together."""
-    pool: list[list[int]] = []
-    window = 8 * recipe.batch
-    for _ in range(recipe.steps):
-        if not pool:
-            order = [int(i) for i in rng.permutation(len(pairs))]
-            for start in range(0, len(order) - recipe.batch + 1, window):
-                near = sorted(order[start : start + window], key=lambda i: _length(pairs[i]))
-                groups = [near[i : i + recipe.batch] for i in range(0, len(near), recipe.batch)]
-                full = [g for g in groups if len(g) == recipe.batch]
-                pool += [full[int(i)] for i in rng.permutation(len(full))]
-        yield pool.pop(0)
-
-
-def _length(pair: TokenPair) -> int:
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out measures: shares of pairs whose better answer is preferred, ties at half."""
-
-    implicit_reward_accuracy: Estimate
-    likelihood_accuracy: Estimate
-    mean_margin: float
-    mean_abs_token_shift: float
-
-
-def _share(differences: np.ndarray) -> Estimate:
-    wins = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
-    return wilson(wins, len(differences))
-
-
-@dataclass(frozen=True)
-class HeldOutSet:
-    """Held-out pairs in batches with the reference's log-probabilities, computed once."""
-
-    batches: tuple[Batch, ...]
-    references: tuple[Tensor, ...]
-
-
-def held_out_set(policy: LoraPolicy, pairs: Sequence[TokenPair], batch: int) -> HeldOutSet:
-    """Return ``pairs`` ordered by length, with the reference's readings."""
-    order = sorted(range(len(pairs)), key=lambda i: _length(pairs[i]))
-    made = tuple(
-        collate([pairs[i] for i in order[start : start + batch]], policy.pad)
-        for start in range(0, len(order), batch)
+def arguments(recipe: Recipe, output: Path, steps: int) -> TrainingArguments:
+    """Return the Trainer's arguments of a recipe."""
+    cpu = not torch.cuda.is_available()
+    micro = recipe.micro_batch or recipe.batch
+    # The rate of step 1 is zero under warm-up: a run of one step has none.
+    warm = min(math.ceil(recipe.warmup * steps), steps - 1)
+    made = TrainingArguments(
+        output_dir=str(output / CHECKPOINTS),
+        per_device_train_batch_size=micro,
+        max_steps=steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant_with_warmup"
+        if recipe.schedule == "constant"
+        else recipe.schedule,
+        warmup_steps=warm,
+        max_grad_norm=0.0,
+        seed=recipe.seed,
+        bf16=use_bfloat16(recipe),
+        use_cpu=cpu,
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=KEPT,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=not cpu,
+        train_sampling_strategy="sequential",
     )
-    shown = over(made, "reference on held-out pairs", "batch")
-    return HeldOutSet(made, tuple(policy.reference_logprobs(b) for b in shown))
+    made.gradient_accumulation_steps = _accumulation(recipe.batch, micro, made.world_size)
+    return made
 
 
-def evaluate(policy: LoraPolicy, held: HeldOutSet, *, trained: bool) -> HeldOut:
-    """Measure the policy on held-out pairs against the reference (adapter off).
-
-    ``implicit_reward_accuracy`` compares sums of log pi_theta - log pi_ref (Rafailov et al.,
-    2023), ``likelihood_accuracy`` sums of log pi_theta alone; ``mean_margin`` is the mean
-    implicit-reward difference before beta, nats; ``mean_abs_token_shift`` is the mean over answer
-    tokens of |log pi_theta - log pi_ref|, nats: zero for an adapter that changes nothing.
-    Untrained, the adapter changes nothing and the reference's own readings are the policy's.
-    """
-    policy.set_dropout(False)
-    margins, raw, shift, count = [], [], 0.0, 0
-    shown = over(held.batches, "held-out pairs", "batch")
-    for made, reference in zip(shown, held.references, strict=True):
-        with torch.no_grad():
-            stats = (
-                policy.statistics(made, reference, None, kl=False)
-                if trained
-                else TokenStatistics(reference, reference, made.mask.to(reference.device))
-            )
-        shift += float(stats.log_ratio.abs().sum())
-        count += int(stats.mask.sum())
-        chosen, rejected = halves(stats)
-        margins.append((chosen.log_ratio.sum(-1) - rejected.log_ratio.sum(-1)).cpu())
-        sums = [(s.policy * s.mask).sum(-1).cpu() for s in (chosen, rejected)]
-        raw.append(sums[0] - sums[1])
-    margin, plain = torch.cat(margins).double().numpy(), torch.cat(raw).double().numpy()
-    return HeldOut(_share(margin), _share(plain), float(margin.mean()), shift / max(1, count))
-
-
-def _check_finite(step: int, what: str, value: Tensor) -> None:
-    if not torch.isfinite(value):
+def _accumulation(batch: int, micro: int, devices: int) -> int:
+    if batch % (micro * devices):
         raise TrainingError(
-            f"{what} is {value.item()} at step {step}; lower learning_rate or beta. "
-            "No adapter was written."
+            f"batch {batch} is not a multiple of {micro} pairs on each of {devices} devices; "
+            "set batch or micro_batch"
         )
+    return batch // (micro * devices)
 
 
-class Trainer:
-    """Runs a recipe on tokenised pairs; one instance, one run."""
+def make_optimizer(recipe: Recipe, weights: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the policy's optimiser."""
+    kind = torch.optim.RMSprop if recipe.optimizer == "rmsprop" else torch.optim.AdamW
+    return kind(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
-    def __init__(self, recipe: Recipe, base: Path) -> None:
+
+class PreferenceTrainer(Trainer):
+    """Trains the policy of a :class:`PreferenceModel` on one objective."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: PreferenceModel,
+        objective: Objective,
+        items: Sequence[Item],
+        held: HeldOutSet,
+        output: Path,
+        pad: int,
+    ) -> None:
         self.recipe = recipe
-        self.base = base
-        torch.manual_seed(recipe.seed)
-        self.objective = build_objective(recipe.objective, recipe.options)
-        self.policy = LoraPolicy(base, recipe.lora, bfloat16=recipe.bfloat16)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.trainable(), lr=recipe.learning_rate, weight_decay=0.0
+        self.objective: Objective = objective
+        self.held = held
+        self.output = output
+        self._origin = {item["index"]: item["pair"].origin for item in items}
+        self.train_log = TrainLog(output / "train_log.jsonl")
+        self.head_optimizer: torch.optim.Optimizer | None = None
+        self.final: HeldOut | None = None
+        self._sums = StepSums()
+        self._step: dict[str, float] = {}
+        self._seen: list[Tensor] = []
+        # Trainer's annotations know datasets and dicts; a list of items and a TypedDict will do.
+        dataset: Any = items
+        collator: Any = partial(collate, pad=pad)
+        super().__init__(
+            model=model,
+            args=arguments(recipe, output, len(items) // recipe.batch),
+            train_dataset=dataset,
+            data_collator=collator,
+            callbacks=[_Steps(self)],
         )
-        self.head: BaselineHead | None = None
-        self.head_optimizer: torch.optim.AdamW | None = None
-        if self.objective.needs_baseline:
-            self.head = BaselineHead(self.policy.hidden_size).to(self.policy.device)
-            self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=HEAD_LEARNING_RATE)
+        self.remove_callback(PrinterCallback)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B,) losses and (B,) detached implicit-reward margins, nats."""
-        reference = self.policy.reference_logprobs(batch)
-        stats = self.policy.statistics(batch, reference, self.head, kl=self.objective.needs_kl)
-        chosen, rejected = halves(stats)
-        margin = chosen.log_ratio.sum(-1) - rejected.log_ratio.sum(-1)
-        return self.objective.losses(chosen, rejected), margin.detach()
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the policy's optimiser and, where there is a baseline head, the head's AdamW."""
+        bare: PreferenceModel = self.accelerator.unwrap_model(model or self.model)
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.recipe, bare.policy_weights())
+        if bare.head is not None and self.head_optimizer is None:
+            self.head_optimizer = torch.optim.AdamW(
+                bare.head.parameters(), lr=self.recipe.head_learning_rate, weight_decay=0.0
+            )
+        return self.optimizer
 
-    def _update(self, index: int, loss: Tensor) -> float:
-        """Take one optimiser step down ``loss``; return the adapter's gradient norm."""
-        optimizers = [o for o in (self.optimizer, self.head_optimizer) if o is not None]
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.recipe.clip)
-        _check_finite(index, "gradient norm", norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * schedule(self.recipe, index)
-        for optimizer in optimizers:
-            optimizer.step()
-        return float(norm)
-
-    def step(self, index: int, batch: Batch) -> dict[str, float]:
-        """Take one optimiser step; return what is logged.
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean loss of a micro-batch's pairs; collect what the step logs.
 
         Raises:
-            TrainingError: loss or gradient is NaN or infinite.
+            TrainingError: a loss is NaN or infinite; step and pairs are named.
         """
-        started = time.monotonic()
-        losses, margin = self._losses(batch)
-        loss = losses.mean()
-        _check_finite(index, "loss", loss)
-        norm = self._update(index, loss)
+        values = model(**inputs)
+        chosen, rejected = sides(values, inputs, self.objective.requires)
+        losses = self.objective.losses(chosen, rejected)
+        self._sums.add(pair_values(losses, chosen, rejected), values, inputs["mask"])
+        self._seen.append(inputs["index"])
+        self._check("loss", losses.detach(), inputs["index"])
+        return (losses.mean(), values) if return_outputs else losses.mean()
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Add a micro-batch's gradient; with the last, measure and clip the policy's gradient.
+
+        Raises:
+            TrainingError: loss or gradient is not finite. No weight has been changed by it.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._step["gradient_norm"] = self._clip(model)
+            norm = torch.tensor([self._step["gradient_norm"]])
+            self._check("gradient", norm, torch.cat(self._seen))
+            assert self.optimizer is not None
+            self._step["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+            if self.head_optimizer is not None:
+                self.head_optimizer.step()
+        return loss
+
+    def _clip(self, model: Any) -> float:
+        """Clip the policy's gradient; return its norm before."""
+        bare: PreferenceModel = self.accelerator.unwrap_model(model)
+        weights = model.parameters() if bare.head is None else bare.policy_weights()
+        limit = self.recipe.max_grad_norm or math.inf
+        return float(self.accelerator.clip_grad_norm_(weights, limit))
+
+    def _check(self, what: str, values: Tensor, index: Tensor) -> None:
+        """Stop where ``values`` are not finite on any device; keep the last good weights."""
+        bad = ~torch.isfinite(values)
+        count = self.accelerator.reduce(bad.sum().to(self.args.device), "sum")
+        if not count:
+            return
+        step = self.state.global_step + 1
+        number = values[bad][0].item() if bad.any() else math.nan
+        self._log({"step": step, "loss": None, "diverged": f"{what} is {number}"})
+        kept = self.output / "last_good"
+        self.save_model(str(kept))
+        pairs = index[bad] if len(bad) == len(index) else index
+        raise TrainingError(
+            f"{what} is {number} at step {step}, pairs {self._origins(pairs)}. The weights of "
+            f"step {step - 1} are in {kept}. Look at these pairs, or lower learning_rate, and "
+            "train into a new folder."
+        )
+
+    def _origins(self, index: Tensor) -> str:
+        return ", ".join(self._origin[int(i)] for i in index)
+
+    def close_step(self) -> None:
+        """Log the step that just ended, with held-out measures where they are due.
+
+        Raises:
+            TrainingError: the step left a weight that is not finite.
+        """
+        step = self.state.global_step
+        row = {"step": step, **self._sums.close(self._total), **self._step}
+        seconds = time.monotonic() - self._started
+        row |= {
+            "tokens_per_second": round(row["tokens"] / seconds, 1),
+            "peak_memory_bytes": peak_memory(self.args.device),
+            "seconds": round(seconds, 3),
+        }
+        every = self.recipe.eval_every
+        if self._overflowed():
+            self._log(row | {"diverged": "a weight is not finite"})
+            raise TrainingError(self._overflow(step))
+        if step == self.state.max_steps or (every and step % every == 0):
+            row |= self._held_out()
+        self._log(row)
+
+    def _overflowed(self) -> bool:
+        """Return whether a trained weight is not finite on any device."""
+        bare: PreferenceModel = self.accelerator.unwrap_model(self.model_wrapped)
+        trained = [weight.detach() for weight in bare.parameters() if weight.requires_grad]
+        bad = torch.stack([~torch.isfinite(weight).all() for weight in trained]).sum()
+        return bool(self.accelerator.reduce(bad, "sum"))
+
+    def _overflow(self, step: int) -> str:
+        kept = last_checkpoint(self.output)
+        where = "No earlier weights were kept" if kept is None else f"Earlier weights are in {kept}"
+        return (
+            f"a weight is not finite after the update at step {step}. {where}. Lower "
+            "learning_rate, and train into a new folder."
+        )
+
+    def open_step(self) -> None:
+        """Start the step's clock and its list of pairs."""
+        self._started = time.monotonic()
+        self._seen = []
+
+    def _total(self, value: Tensor) -> Tensor:
+        summed: Tensor = self.accelerator.reduce(value.to(self.args.device), "sum")
+        return summed.cpu()
+
+    def _held_out(self) -> dict[str, float | int | None]:
+        measured = self.held.measure(self.model_wrapped, self.args.device)
+        self.final = measured
+        accuracy = measured.implicit_reward_accuracy
         return {
-            "step": index,
-            "loss": loss.item(),
-            "gradient_norm": norm,
-            "margin": float(margin.mean()),
-            "accuracy": float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean()),
-            "seconds": round(time.monotonic() - started, 3),
+            "held_out_accuracy": accuracy.value,
+            "held_out_pairs": accuracy.n,
+            "held_out_margin": measured.margin,
+            "held_out_chosen_log_ratio": measured.chosen_log_ratio,
         }
 
-    def run(self, pairs: Sequence[TokenPair], log: Path) -> list[dict[str, float]]:
-        """Train on ``pairs``; write one JSON line a step to ``log``; return the logged rows."""
-        rng = np.random.default_rng(self.recipe.seed)
-        plan = list(batches(pairs, self.recipe, rng))
-        self.policy.set_dropout(True)
-        rows = []
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as stream:
-            for index, chosen in enumerate(over(plan, f"train {self.recipe.objective}", "step")):
-                row = self.step(index, collate([pairs[i] for i in chosen], self.policy.pad))
-                rows.append(row)
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-        return rows
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.is_world_process_zero():
+            self.train_log.add(row)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the policy in float32 as a PEFT or Hugging Face folder, the head beside it.
+
+        Raises:
+            TrainingError: a weight is not finite.
+        """
+        self._write(Path(output_dir or self.output), torch.float32)
+
+    def save_final(self, folder: Path, base: str, tokenizer: Any) -> None:
+        """Write the trained policy in the recipe's type, as an adapter or engine loads it.
+
+        A LoRA names its base; a whole model brings its tokenizer.
+
+        Raises:
+            TrainingError: a weight is not finite.
+        """
+        self._write(folder, getattr(torch, self.recipe.save_dtype))
+        if self.args.should_save:
+            complete_folder(folder, base, tokenizer)
+
+    def _write(self, folder: Path, dtype: torch.dtype) -> None:
+        state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.args.should_save:
+            write_policy(self.accelerator.unwrap_model(self.model_wrapped), state, folder, dtype)
+
+    def seal_checkpoint(self) -> None:
+        """Add the head's optimiser to the checkpoint just written, then mark it whole."""
+        if not self.args.should_save:
+            return
+        folder = self.output / CHECKPOINTS / f"checkpoint-{self.state.global_step}"
+        if self.head_optimizer is not None:
+            torch.save(self.head_optimizer.state_dict(), folder / HEAD_OPTIMIZER)
+        mark_whole(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        bare: PreferenceModel = self.accelerator.unwrap_model(model or self.model)
+        load_policy(bare, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.head_optimizer is not None:
+            state = torch.load(Path(checkpoint) / HEAD_OPTIMIZER, weights_only=True)
+            self.head_optimizer.load_state_dict(state)
+
+    def run(self) -> HeldOut:
+        """Train to the end, from the last whole checkpoint if there is one.
+
+        Returns:
+            the held-out measures after the last step.
+
+        Raises:
+            TrainingError: loss or gradient is not finite.
+        """
+        drop_partial(self.output)
+        start = last_checkpoint(self.output)
+        self.train_log.cut(0 if start is None else step_of(start))
+        self.train(resume_from_checkpoint=None if start is None else str(start))
+        if self.final is None:
+            self._held_out()
+        assert self.final is not None
+        return self.final
 
 
-def _tokenized(trainer: Trainer, pairs: Sequence[Any], skips: Skips) -> list[TokenPair]:
-    recipe, tokenizer = trainer.recipe, trainer.policy.tokenizer
-    made = (
-        tokenize_pair(
-            tokenizer,
-            pair,
-            max_prompt=recipe.max_prompt,
-            max_response=recipe.max_response,
-            skips=skips,
-        )
-        for pair in pairs
-    )
-    return [pair for pair in made if pair is not None]
+class _Steps(TrainerCallback):
+    """Tells the trainer where its steps begin and end, and shows progress."""
 
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self._trainer = trainer
 
-def _public_base(base: Path) -> str:
-    """Return the base's hub id where it is the embedded model in the cache, else its path."""
-    if base.parent == cache_root() / "models":
-        for model in MODELS.values():
-            if base.name.startswith(f"{model.name}-{model.version}-"):
-                return model.hub_id
-    return str(base.resolve())
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar = bar(state.max_steps, f"train {self._trainer.recipe.objective}", "step")
+        self._bar.update(state.global_step)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.open_step()
 
-def _measures(held: HeldOut) -> dict[str, Any]:
-    return {
-        "implicit_reward_accuracy": held.implicit_reward_accuracy.model_dump(),
-        "likelihood_accuracy": held.likelihood_accuracy.model_dump(),
-        "mean_margin_nats": held.mean_margin,
-        "mean_abs_token_shift_nats": held.mean_abs_token_shift,
-    }
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.close_step()
+        self._bar.update(1)
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.seal_checkpoint()
 
-def measure(recipe: Recipe, base: Path, adapter: Path, held: Sequence[TokenPair]) -> dict[str, Any]:
-    """Return a manifest's held-out measures of a saved adapter, before and after training.
-
-    In float32, whatever it was trained in: in bfloat16 rounding alone moves the log-probability of
-    an answer by as much as a short training does.
-    """
-    policy = LoraPolicy.trained(base, adapter, recipe.lora)
-    pairs = held_out_set(policy, held, recipe.batch)
-    before = evaluate(policy, pairs, trained=False)
-    after = evaluate(policy, pairs, trained=True)
-    return {
-        "held_out": {
-            "arithmetic": "float32",
-            "before": _measures(before),
-            "after": _measures(after),
-        },
-        "differs_from_base": (
-            f"on held-out answers the log-probability of a token moved by "
-            f"{after.mean_abs_token_shift:.4f} nats on average (base: 0), in float32"
-        ),
-    }
-
-
-def _name_base(adapter: Path, name: str) -> None:
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = name
-    write_atomic(adapter / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True))
-
-
-def train(recipe: Recipe, base: Path, data: Sequence[Path], output: Path) -> dict[str, Any]:
-    """Train one adapter; write it with ``train_log.jsonl`` and ``manifest.json`` to ``output``.
-
-    Returns:
-        the manifest.
-
-    Raises:
-        InputError: unusable data, or ``output`` already holds an adapter.
-        TrainingError: loss or weights are not finite.
-    """
-    if (output / "adapter_config.json").exists():
-        raise InputError(f"{output} already holds an adapter; give another --output")
-    skips = Skips()
-    rng = np.random.default_rng(recipe.seed)
-    training, held = split_holdout(read_pairs(data, skips), recipe.holdout, rng)
-    trainer = Trainer(recipe, base)
-    pairs = _tokenized(trainer, training, skips)
-    held_skips = Skips()
-    held_pairs = _tokenized(trainer, held, held_skips)
-    if len(pairs) < recipe.batch or not held_pairs:
-        raise InputError(
-            f"{len(pairs)} usable training pairs and {len(held_pairs)} held-out ones; expected at "
-            f"least one batch of {recipe.batch} and one. Give more pairs, or raise max_prompt."
-        )
-    started = time.monotonic()
-    rows = trainer.run(pairs, output / "train_log.jsonl")
-    seconds = time.monotonic() - started
-    trainer.policy.save(output)
-    _name_base(output, _public_base(base))
-    last = rows[-min(10, len(rows)) :]
-    manifest = {
-        "objective": recipe.objective,
-        "recipe": dataclasses.asdict(recipe),
-        "objective_fields": dataclasses.asdict(trainer.objective),  # type: ignore[call-overload]
-        "base": {
-            "name": _public_base(base),
-            "weights_sha256": weights_sha256(base),
-            "template_sha256": template_sha256(base),
-        },
-        "data": [{"file": p.name, "sha256": sha256_file(p)} for p in data],
-        "pairs": {
-            "training": len(pairs),
-            "held_out": len(held_pairs),
-            "skips": dict(skips.counts),
-            "held_out_skips": dict(held_skips.counts),
-        },
-        "steps": recipe.steps,
-        "final_loss": float(np.mean([r["loss"] for r in last])),
-        "final_loss_is": f"mean of the last {len(last)} steps",
-        "first_loss": rows[0]["loss"],
-        **measure(recipe, base, output, held_pairs),
-        "seconds": round(seconds, 1),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_atomic(output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return manifest
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.close()

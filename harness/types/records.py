@@ -1,9 +1,9 @@
-"""The records that the stages exchange, all frozen and validated at the file's edge."""
+"""What is asked, answered, scored and judged: the records of a run, and an estimate."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,6 +51,8 @@ class CheckpointSpec(Record):
         adapter: name of the adapter; ``auto`` recognises the source by its files.
         base: base model of a LoRA, overriding the one its config names.
         dtype: arithmetic in the engine.
+        training_logs: where its training logs are, if not beside its weights: a ``.jsonl`` file,
+            or a folder with ``seeds/seed-N/train_log.jsonl`` or ``train_log.jsonl``.
     """
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w][\w.+-]*$")
@@ -59,6 +61,7 @@ class CheckpointSpec(Record):
     adapter: str = "auto"
     base: str | None = None
     dtype: Dtype = Dtype.BFLOAT16
+    training_logs: str | None = Field(default=None, min_length=1)
 
 
 class Loadable(Record):
@@ -310,102 +313,3 @@ class SuiteCard(Record):
     primary: tuple[str, ...]
     has_reference: bool
     licence: str
-
-
-class RunManifest(Record):
-    """What a run is, so that it can be repeated, and what state it is in.
-
-    ``run_key`` hashes everything that decides the results: weight and template hashes, suite
-    contents, sampling, seed, engine settings. A folder with another key belongs to another run.
-    """
-
-    schema_version: Literal[1] = 1
-    run_key: str
-    status: Status
-    created: str
-    seed: int
-    checkpoints: tuple[Loadable, ...]
-    suites: tuple[SuiteCard, ...]
-    judges: tuple[JudgeInfo, ...]
-    engine: dict[str, Any]
-    packages: dict[str, str]
-    hardware: dict[str, Any]
-    git_commit: str | None
-    counts: dict[str, Counts]
-    events: tuple[dict[str, Any], ...] = ()
-
-
-class MetricResult(Record):
-    """A metric of one checkpoint on one suite."""
-
-    suite: str
-    metric: MetricInfo
-    primary: bool
-    checkpoint: str
-    estimate: Estimate
-
-
-class MetricDifference(Record):
-    """Candidate minus baseline on the prompts both have, paired by prompt."""
-
-    suite: str
-    metric: MetricInfo
-    primary: bool
-    candidate: str
-    baseline: str
-    estimate: Estimate
-
-
-class WinRate(Record):
-    """Pairwise verdicts of one judge: candidate against a checkpoint or the reference answers.
-
-    Attributes:
-        estimate: (wins + ties/2) / (wins + ties + losses).
-        length_controlled: predicted win rate at equal length; None where it cannot be fitted.
-        mean_length_difference: candidate minus baseline, characters.
-        invalid: judgments without a verdict or absent; excluded from the estimates.
-    """
-
-    suite: str
-    judge: str
-    candidate: str
-    baseline: str
-    wins: int
-    ties: int
-    losses: int
-    invalid: int
-    estimate: Estimate
-    length_controlled: Estimate | None
-    mean_length_difference: float | None
-
-
-class SampleAnswers(Record):
-    """Answers of all checkpoints to one prompt, side by side."""
-
-    suite: str
-    example_id: str
-    prompt: str
-    reference: str | None
-    answers: dict[str, str]
-
-
-class Comparison(Record):
-    """Everything a report shows, computed from a run folder alone.
-
-    ``gaps`` names in words whatever is missing; a comparison with gaps is not complete.
-    """
-
-    schema_version: Literal[1] = 1
-    manifest: RunManifest
-    gaps: tuple[str, ...]
-    metrics: tuple[MetricResult, ...]
-    differences: tuple[MetricDifference, ...]
-    win_rates: tuple[WinRate, ...]
-    samples: tuple[SampleAnswers, ...]
-    resamples: int
-    seed: int
-
-    @property
-    def complete(self) -> bool:
-        """Whether every expected record is there."""
-        return not self.gaps

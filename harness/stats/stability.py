@@ -1,0 +1,188 @@
+"""Training stability of one run, read off its logged steps, and its summary over seeds.
+
+Arrays have shape (T,), one entry for each logged step, in the order of the steps. Windows count
+logged steps, whatever the distance between them. Nothing here draws at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.types import Finding, SeedCurve, SeedFinding, SeedSummary
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+POINTS = 120
+"""Most entries of a curve; longer logs are grouped."""
+
+SLOPE_UNIT = 100
+"""Steps that a slope is given for."""
+
+NO_SPREAD = "a spread over seeds needs at least 2"
+
+
+def _too_short(steps: int, needed: int) -> Finding:
+    return Finding(value=None, n=steps, reason=f"too short: {steps} logged steps, {needed} needed")
+
+
+def spike_share(norms: Floats, *, factor: float, window: int) -> Finding:
+    """Return the share of steps at which the gradient norm exceeds ``factor`` running medians.
+
+    Step t is a spike if g_t > factor * median(g_(t-window), ..., g_(t-1)). The median is of earlier
+    steps only, so that a spike does not hide itself; the first ``window`` steps are not judged.
+    """
+    if len(norms) <= window:
+        return _too_short(len(norms), window + 1)
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(norms[:-1], window), axis=1)
+    spikes = norms[window:] > factor * medians
+    return Finding(value=float(spikes.mean()), n=len(spikes))
+
+
+def running_mean(values: Floats, width: int) -> Floats:
+    """Return the means of all whole windows of ``width`` entries, shape (T - width + 1,)."""
+    means: Floats = np.lib.stride_tricks.sliding_window_view(values, width).mean(axis=1)
+    return means
+
+
+def loss_deviation(losses: Floats, *, width: int) -> Finding:
+    """Return the loss's noise in its own units: its deviation from a centred running mean.
+
+    With r_t = l_t - mean(l_(t-h), ..., l_(t+h)), width = 2h + 1, over the steps whose window is
+    whole: sqrt(mean(r_t^2) / (1 - 1/width)). The factor makes it the standard deviation for
+    independent noise around a straight line, of which the running mean takes up 1/width.
+    """
+    if len(losses) < 2 * width:
+        return _too_short(len(losses), 2 * width)
+    half = width // 2
+    residuals = losses[half : len(losses) - half] - running_mean(losses, width)
+    deviation = math.sqrt(float(np.mean(residuals**2)) / (1 - 1 / width))
+    return Finding(value=deviation, n=len(residuals))
+
+
+def loss_noise(losses: Floats, *, width: int) -> Finding:
+    """Return :func:`loss_deviation` in terms of the running mean's fall from start to lowest.
+
+    A factor on the loss and a constant added to it change nothing, so objectives that drop
+    constants or scale their loss can be compared. A fall of at most sqrt(2/width) deviations, the
+    standard error of a difference of two window means, is not told from noise: None.
+    """
+    deviation = loss_deviation(losses, width=width)
+    if deviation.value is None:
+        return deviation
+    smooth = running_mean(losses, width)
+    fall = float(smooth[0] - smooth.min())
+    if fall <= deviation.value * math.sqrt(2 / width):
+        reason = f"the smoothed loss fell by {fall:.3g}, no more than its noise explains"
+        return Finding(value=None, n=deviation.n, reason=reason)
+    return Finding(value=deviation.value / fall, n=deviation.n)
+
+
+def end_mean(values: Floats, *, width: int) -> Finding:
+    """Return the mean of the last ``width`` entries; one step alone is too noisy to be an end."""
+    if len(values) < width:
+        return _too_short(len(values), width)
+    return Finding(value=float(values[-width:].mean()), n=width)
+
+
+def end_slope(steps: Ints, values: Floats, *, width: int) -> Finding:
+    """Return the least-squares slope over the second half of the entries, in 100 steps.
+
+    Near zero where the values have settled; needs ``2 * width`` entries.
+    """
+    if len(values) < 2 * width:
+        return _too_short(len(values), 2 * width)
+    half = len(values) // 2
+    x, y = steps[half:] - steps[half:].mean(), values[half:]
+    return Finding(value=SLOPE_UNIT * float(x @ y / (x @ x)), n=len(y))
+
+
+def explosion(
+    losses: Floats, norms: Floats, *, window: int, loss_factor: float, gradient_factor: float
+) -> tuple[int, str] | None:
+    """Return the place of the first step at which a run exploded, and how; None if none did.
+
+    The start of a run is the median of its first ``window`` steps. A step explodes if its loss lies
+    more than ``loss_factor`` times |start| above the start, or its gradient norm exceeds
+    ``gradient_factor`` times the norm's start. A start of zero gives no scale and is not tested.
+    """
+    start, norm = _start(losses, window), _start(norms, window)
+    tests = (
+        (losses, start + loss_factor * abs(start) if start else math.inf, "loss"),
+        (norms, gradient_factor * norm if norm else math.inf, "gradient norm"),
+    )
+    found = [_first_above(values, limit, name) for values, limit, name in tests]
+    return min((f for f in found if f is not None), default=None)
+
+
+def _first_above(values: Floats, limit: float, name: str) -> tuple[int, str] | None:
+    above = np.flatnonzero(values > limit)
+    if not len(above):
+        return None
+    place = int(above[0])
+    return place, f"{name} {values[place]:.3g} above {limit:.3g}"
+
+
+def _start(values: Floats, window: int) -> float:
+    return float(np.median(values[:window])) if len(values) else 0.0
+
+
+def over_seeds(figure: str, findings: Sequence[SeedFinding]) -> SeedSummary:
+    """Return median, range and standard deviation (n - 1) of a figure over seeds.
+
+    With fewer than two values there is no spread: range and deviation are None, never zero.
+    """
+    values = [f.value for f in findings if f.value is not None]
+    spread = len(values) >= 2
+    return SeedSummary(
+        figure=figure,
+        seeds=tuple(findings),
+        median=median(values) if values else None,
+        lowest=min(values) if spread else None,
+        highest=max(values) if spread else None,
+        sd=stdev(values) if spread else None,
+        n=len(values),
+        missing=len(findings) - len(values),
+        reason=None if spread else _why(findings, len(values)),
+        method="median, range and standard deviation (n - 1) over seeds",
+    )
+
+
+def _why(findings: Sequence[SeedFinding], values: int) -> str:
+    reasons = dict.fromkeys(f.reason for f in findings if f.reason)
+    return NO_SPREAD if values else "; ".join(r for r in reasons if r) or "no log"
+
+
+def seed_curve(quantity: str, runs: Sequence[tuple[Ints, Floats]]) -> SeedCurve:
+    """Return a quantity's median, lowest and highest over runs at each step.
+
+    Args:
+        quantity: its name.
+        runs: steps and values of each run; runs may lack steps that others have.
+
+    Where the runs have more than :data:`POINTS` steps between them, consecutive steps are grouped
+    evenly, and an entry is over all values of its group.
+    """
+    entries = list(_entries(runs))
+    return SeedCurve(
+        quantity=quantity,
+        steps=tuple(int(step) for step, _, _ in entries),
+        median=tuple(float(np.median(values)) for _, values, _ in entries),
+        lowest=tuple(float(values.min()) for _, values, _ in entries),
+        highest=tuple(float(values.max()) for _, values, _ in entries),
+        seeds=tuple(reached for _, _, reached in entries),
+    )
+
+
+def _entries(runs: Sequence[tuple[Ints, Floats]]) -> Iterator[tuple[int, Floats, int]]:
+    """Yield each group's last step, its values, and how many runs have any in it."""
+    steps = np.unique(np.concatenate([steps for steps, _ in runs])) if runs else np.array([])
+    for group in np.array_split(steps, min(POINTS, len(steps)) or 1):
+        if len(group):
+            parts = [v[(s >= group[0]) & (s <= group[-1])] for s, v in runs]
+            yield int(group[-1]), np.concatenate(parts), sum(len(part) > 0 for part in parts)

@@ -1,0 +1,66 @@
+"""Where a run's models come from: embedded, a folder, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from harness.adapters import EMBEDDED, prepare
+from harness.adapters.embedded import MODELS
+from harness.adapters.identity import template_sha256, weights_sha256
+from harness.errors import CheckpointError
+from harness.files import cache_root
+from harness.types import CheckpointSpec
+
+OTHER_FORMATS = ["*.bin", "*.gguf", "*.onnx", "original/*"]
+"""Copies of the same weights that are not fetched."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_folder(source: str) -> Path:
+    """Return the folder of a model named in a recipe; a LoRA folder is merged into its base.
+
+    Raises:
+        CheckpointError: it does not exist, or cannot be fetched or loaded.
+    """
+    if not source.startswith(EMBEDDED) and not Path(source).expanduser().exists():
+        source = _fetched(source)
+    return Path(prepare(CheckpointSpec(name="base", source=source)).folder)
+
+
+def _fetched(source: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not HUB_ID.fullmatch(source):
+        raise CheckpointError(f"{source} is neither a folder, embedded:NAME nor a hub id.")
+    try:
+        return snapshot_download(
+            source, ignore_patterns=["*.bin", "*.gguf", "*.onnx", "original/*"]
+        )
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"{source} is no folder here and cannot be fetched from the hub: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def public_name(folder: Path, source: str) -> str:
+    """Return the name that an adapter's configuration gives its base: a hub id where known."""
+    if folder.parent == cache_root() / "models":
+        for model in MODELS.values():
+            if folder.name.startswith(f"{model.name}-{model.version}-"):
+                return model.hub_id
+    known_here = source.startswith(EMBEDDED) or Path(source).expanduser().exists()
+    return str(folder.resolve()) if known_here else source
+
+
+def identity(folder: Path, source: str) -> dict[str, Any]:
+    """Return name and hashes of a model for a manifest."""
+    return {
+        "name": public_name(folder, source),
+        "weights_sha256": weights_sha256(folder),
+        "template_sha256": template_sha256(folder),
+    }
