@@ -61,7 +61,7 @@ def objective_options(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Return ``--set KEY=VALUE`` as the objective's options; values are read as YAML.
 
     Raises:
-        InputError: a part is not KEY=VALUE.
+        InputError: a part is not KEY=VALUE, or its value is not YAML.
     """
     import yaml
 
@@ -70,7 +70,11 @@ def objective_options(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, found, value = pair.partition("=")
         if not found:
             raise InputError(f"--set '{pair}': expected KEY=VALUE")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or error
+            raise InputError(f"--set '{pair}': the value is not YAML: {problem}") from error
     return options
 
 
@@ -79,6 +83,12 @@ def given_keys(flags: dict[str, Any]) -> dict[str, Any]:
     nothing = {"none": None, ("none",): ()}
     given = {key: value for key, value in flags.items() if value not in (None, ())}
     return {key: nothing.get(value, value) for key, value in given.items()}
+
+
+def _check_output(output: Path) -> None:
+    """Refuse an output that cannot become a folder, before a model is read or a pair tokenised."""
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file; expected a new folder, or that of this run")
 
 
 @click.command(cls=RecipeCommand)
@@ -93,12 +103,14 @@ def train(
 
     Flags override the recipe; 'none' stands for no value. Defaults are the TokenRatio paper's.
     """
+    _check_output(output)
     from harness.engines.environment import hide_mismatched_builds
 
     hide_mismatched_builds()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    from harness.training.ranks import processes
     from harness.training.recipe import load_recipe
     from harness.training.search import train as run
 
@@ -106,6 +118,8 @@ def train(
     if options:
         given["options"] = objective_options(options)
     manifest = run(load_recipe(recipe, given), output)
+    if not processes().is_main_process:
+        return
     held = manifest["held_out"]["after"]["implicit_reward_accuracy"]
     click.echo(
         json.dumps(manifest, indent=2)

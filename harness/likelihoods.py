@@ -9,9 +9,9 @@ from harness.engines.reference import Continuation, ReferenceModel, answer_sums
 from harness.errors import InputError
 from harness.metrics.likelihood import LogProbs
 from harness.progress import bar
-from harness.prompts import end_of_turn, load_tokenizer
+from harness.prompts import answer_ids, end_of_turn, load_tokenizer
 from harness.suites import Suite
-from harness.types import Loadable, Score
+from harness.types import Example, Loadable, Score
 
 RAW_KEYS = ("logprob_chosen", "logprob_rejected")
 """Metric keys of the raw sums behind preference accuracy, nats."""
@@ -23,18 +23,20 @@ def raw_scores(
     prompts: Mapping[str, tuple[int, ...]],
     model: ReferenceModel,
 ) -> list[Score]:
-    """Score chosen and rejected answers of a suite, each with its end-of-turn token."""
+    """Score chosen and rejected answers of a suite, each with its end-of-turn token.
+
+    Raises:
+        InputError: an example lacks one of the two.
+    """
     tokenizer = load_tokenizer(checkpoint.folder)
     end = end_of_turn(tokenizer)
-    items = []
-    for example in suite.examples:
-        for metric, text in zip(RAW_KEYS, (example.reference, example.rejected), strict=True):
-            if text is None:
-                raise InputError(f"'{example.id}' lacks an answer that preference_accuracy needs")
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            answer = (*ids, end)
-            key = f"{metric}\n{example.id}"
-            items.append(Continuation(key=key, prompt=prompts[example.id], answer=answer))
+    items = [
+        Continuation(key=f"{metric}\n{example.id}", prompt=prompts[example.id], answer=(*ids, end))
+        for example in suite.examples
+        for metric, ids in zip(
+            RAW_KEYS, answer_ids(tokenizer, example.messages, _both(example)), strict=True
+        )
+    ]
     with bar(len(items), f"likelihood {checkpoint.spec.name}", "answer") as shown:
         sums = answer_sums(model, items, shown.update)
     return [
@@ -47,6 +49,13 @@ def raw_scores(
         )
         for key, value in sums.items()
     ]
+
+
+def _both(example: Example) -> tuple[str, str]:
+    """Return the better and the worse answer of an example."""
+    if example.reference is None or example.rejected is None:
+        raise InputError(f"'{example.id}' lacks an answer that preference_accuracy needs")
+    return example.reference, example.rejected
 
 
 def pair_sums(scores: Iterable[Score]) -> dict[tuple[str, str], dict[str, LogProbs]]:

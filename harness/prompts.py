@@ -12,6 +12,12 @@ from harness.types import Loadable, Message
 Prompts = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Suite -> example id -> token ids, rendered for one checkpoint."""
 
+PROBE = (
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": "An answer that no template writes."},
+)
+"""A dialogue that shows what a template writes around an answer."""
+
 
 def load_tokenizer(folder: str) -> Any:
     """Return the tokenizer of a checkpoint folder.
@@ -27,13 +33,46 @@ def load_tokenizer(folder: str) -> Any:
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
 
+def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role.value, "content": m.content} for m in messages]
+
+
+def _text(tokenizer: Any, chat: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+
+
 def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Return the token ids of ``messages`` in the chat template, generation marker included."""
-    chat = [{"role": m.role.value, "content": m.content} for m in messages]
     ids = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, tokenize=True, return_dict=False
+        _chat(messages), add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return [int(token) for token in ids]
+
+
+def answer_ids(
+    tokenizer: Any, messages: Sequence[Message], answers: Sequence[str]
+) -> list[list[int]]:
+    """Return the token ids of each answer as they follow the rendered ``messages``.
+
+    Prompt and answer are tokenised as one text, with the white space that the template writes
+    between them, so that the tokens are those which generation would produce: alone, an answer
+    opens with a word boundary in SentencePiece vocabularies (Llama 2, Mistral). Where the prompt's
+    last token reaches into the answer, the answer is tokenised alone. The last message stands for
+    all: the boundary is behind it.
+
+    Raises:
+        CheckpointError: the template cannot render an answer.
+    """
+    prompt = _text(tokenizer, _chat(messages[-1:]))
+    space = _space_before_answer(tokenizer)
+    texts = [prompt, *(prompt + space + answer for answer in answers)]
+    before, *wholes = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [
+        whole[len(before) :]
+        if whole[: len(before)] == before
+        else tokenizer(answer, add_special_tokens=False)["input_ids"]
+        for whole, answer in zip(wholes, answers, strict=True)
+    ]
 
 
 def end_of_turn(tokenizer: Any) -> int:
@@ -46,7 +85,7 @@ def end_of_turn(tokenizer: Any) -> int:
     Raises:
         CheckpointError: there is neither, or the template fails.
     """
-    after = _after_answer(tokenizer).lstrip()
+    after = _around_answer(tokenizer)[1].lstrip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     if ids and ids[0] in special:
@@ -59,17 +98,25 @@ def end_of_turn(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _after_answer(tokenizer: Any) -> str:
-    """Return what the template writes after an answer at the end of a dialogue."""
-    answer = "An answer that no template writes."
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+def _around_answer(tokenizer: Any) -> tuple[str, str]:
+    """Return what the template writes before and after the probe's answer; empty without it."""
+    answer = PROBE[1]["content"]
     try:
-        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        text = str(tokenizer.apply_chat_template(list(PROBE), tokenize=False))
     except Exception as error:  # templates raise whatever their authors chose
         raise CheckpointError(
             f"the chat template of {tokenizer.name_or_path} cannot render an answer: {error}"
         ) from error
-    return text.rpartition(answer)[2] if answer in text else ""
+    before, found, after = text.rpartition(answer)
+    return (before, after) if found else ("", "")
+
+
+def _space_before_answer(tokenizer: Any) -> str:
+    """Return the white space between generation marker and answer: a space after [/INST]."""
+    before, _ = _around_answer(tokenizer)
+    marked = _text(tokenizer, list(PROBE[:1]))
+    space = before.removeprefix(marked) if before.startswith(marked) else ""
+    return space if space.isspace() else ""
 
 
 def check_bos(tokenizer: Any, ids: Sequence[int], where: str) -> None:

@@ -21,8 +21,10 @@ from harness.stats.stability import (
     end_slope,
     explosion,
     loss_deviation,
+    loss_limit,
     loss_noise,
     over_seeds,
+    rank_correlation,
     seed_curve,
     spike_share,
 )
@@ -46,6 +48,7 @@ from harness.types import (
 )
 
 LOSS, GRADIENT = "loss", "gradient_norm"
+RATE, TOKENS = "learning_rate", "tokens"
 KL, CHOSEN = "kl_reference_policy", "chosen_log_ratio"
 CURVES = (LOSS, GRADIENT, KL, CHOSEN)
 """Logged quantities whose curves are kept."""
@@ -78,6 +81,13 @@ class TrainingRun:
         steps = np.array([step for step, _ in pairs], dtype=np.int64)
         return steps, np.array([value for _, value in pairs], dtype=np.float64)
 
+    def columns(self, x: str, y: str) -> tuple[Floats, Floats]:
+        """Return the values of two quantities at the steps that have both, shapes (T,)."""
+        pairs = [(getattr(row, x), getattr(row, y)) for row in self.rows]
+        both = [pair for pair in pairs if None not in pair]
+        table = np.array(both, dtype=np.float64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
     @cached_property
     def last_step(self) -> int:
         """The last logged step, a diverged one included."""
@@ -101,6 +111,13 @@ class TrainingRun:
             reason = self.broken.diverged or "diverged"
             return Divergence(seed=self.seed, step=self.broken.step, reason=reason)
         return None
+
+    def unjudged(self, given: StabilityParameters) -> str | None:
+        """Return why its loss cannot tell whether it exploded; None where it can, or it broke."""
+        if self.divergence(given) is not None:
+            return None
+        losses = self.column(LOSS)[1]
+        return loss_limit(losses, window=given.window, factor=given.explosion_loss).reason
 
 
 Compute = Callable[[TrainingRun, StabilityParameters], Finding]
@@ -172,19 +189,54 @@ def _last(name: str) -> Compute:
     return _at_end(compute)
 
 
+def _peak(values: Floats, given: StabilityParameters) -> Finding:
+    return Finding(value=float(values.max()), n=len(values))
+
+
+def _against_length(run: TrainingRun, given: StabilityParameters) -> Finding:
+    norms, tokens = run.columns(GRADIENT, TOKENS)
+    if not len(tokens):
+        return _absent(run, TOKENS)
+    return rank_correlation(norms, tokens, needed=2 * given.smoothing)
+
+
 UP, DOWN, NEITHER = Direction.HIGHER, Direction.LOWER, Direction.NEITHER
 FIGURES = (
+    Figure(
+        "peak_learning_rate",
+        "Peak learning rate",
+        "of the policy",
+        NEITHER,
+        "Highest learning rate of the logged steps; a run that broke in its warm-up had not come "
+        "to its peak. Not an outcome but a condition: where a search chose each method's rate, the "
+        "figures below compare methods at different rates.",
+        _whole(RATE, _peak),
+    ),
     Figure(
         "gradient_spikes",
         "Gradient spikes",
         SHARE,
         DOWN,
-        "Share of steps whose gradient norm, before clipping, exceeds {spike_factor:g} times the "
-        "median of the {window} logged steps before. The first {window} steps are not judged.",
+        "Share of steps whose gradient norm (the policy's, before clipping, without TBPO-Q's head) "
+        "exceeds {spike_factor:g} times the median of the {window} logged steps before. The first "
+        "{window} steps are not judged. Where a trainer batches pairs of similar lengths, the norm "
+        "moves with the length of a batch, in opposite directions for losses that sum over tokens "
+        "(dpo, bpo, tdpo, tis-dpo) and those that average (sft, tbpo): spikes partly measure the "
+        "order of the data.",
         _whole(
             GRADIENT,
             lambda v, given: spike_share(v, factor=given.spike_factor, window=given.window),
         ),
+    ),
+    Figure(
+        "gradient_length_correlation",
+        "Gradient norm against length",
+        "rank correlation",
+        NEITHER,
+        "How far the norm follows the length of its batch: Spearman correlation, over a run's "
+        "logged steps, of the gradient norm with the step's response tokens. Norms unrelated to "
+        "length give zero, within about 1/sqrt(steps). Needs twice {smoothing} steps.",
+        _against_length,
     ),
     Figure(
         "loss_noise",
@@ -221,7 +273,7 @@ FIGURES = (
         "Final gradient norm",
         "before clipping",
         NEITHER,
-        "Mean gradient norm of the last {smoothing} logged steps.",
+        "Mean of the last {smoothing} logged steps; the same norm as that of the spikes.",
         _end(GRADIENT),
     ),
     Figure(
@@ -229,8 +281,9 @@ FIGURES = (
         "KL at the end",
         "nats a token",
         NEITHER,
-        "Drift from the reference: KL(reference || policy), mean over response tokens, exact over "
-        "the vocabulary; mean of the last {smoothing} logged steps.",
+        "Drift from the reference: KL(reference || policy), exact over the vocabulary, mean over "
+        "the answer tokens of the training data, both answers of a pair, not over samples of the "
+        "policy; mean of the last {smoothing} logged steps.",
         _end(KL),
     ),
     Figure(
@@ -266,7 +319,8 @@ FIGURES = (
         SHARE,
         UP,
         "Share of held-out pairs whose chosen answer has the higher implicit reward, at the last "
-        "measurement. A learning rate that was searched for was chosen on it.",
+        "measurement, in the arithmetic of training (bfloat16 where it was trained so). A learning "
+        "rate that was searched for was chosen on it.",
         _last(HELD_OUT_ACCURACY),
     ),
 )
@@ -274,9 +328,12 @@ FIGURES = (
 DIVERGENCE = (
     "A run counts as diverged if its log says that it stopped on a non-finite loss or gradient, or "
     "if it exploded: a loss above the median of its first {window} logged steps by more than "
-    "{explosion_loss:g} times the size of that median, or a gradient norm above "
-    "{explosion_gradient:g} times its median there. A run that stopped so has no figures of its "
-    "end; one that exploded and went on has them."
+    "{explosion_loss:g} times its spread (the larger of its range there and its interquartile "
+    "range over the log), so that neither scale nor additive constants of a loss matter, or a "
+    "gradient norm above {explosion_gradient:g} times "
+    "its median there. Within these steps, in a log without later ones, and where that spread is "
+    "zero, the gradient norm alone decides. A run that stopped so has no figures of its end; one "
+    "that exploded and went on has them."
 )
 
 
@@ -338,7 +395,7 @@ def _checkpoint(
         divergences=tuple(broken),
         summaries=tuple(_summary(figure, runs, given) for figure in FIGURES),
         curves=tuple(_curves(runs)),
-        notes=(*source.notes, *_short(runs, longest)),
+        notes=(*source.notes, *_short(runs, longest), *_unjudged(runs, given)),
     )
 
 
@@ -371,6 +428,13 @@ def _short(runs: Sequence[TrainingRun], longest: int) -> Iterator[str]:
                 f"{seed_text(run.seed)}: its log ends at step {run.last_step}, "
                 f"the longest of this comparison at step {longest}"
             )
+
+
+def _unjudged(runs: Sequence[TrainingRun], given: StabilityParameters) -> Iterator[str]:
+    """Yield which runs' losses give no verdict on whether they exploded."""
+    for run in runs:
+        if (reason := run.unjudged(given)) is not None:
+            yield f"{seed_text(run.seed)}: its loss cannot tell whether it exploded: {reason}"
 
 
 def training_gaps(manifest: RunManifest, rows: Iterable[TrainingRow]) -> Iterator[str]:

@@ -24,7 +24,7 @@ LOG = "train_log.jsonl"
 SEEDS = "seeds"
 NO_LOG = f"no {LOG} beside its weights"
 
-OPTIONAL = ("kl_reference_policy", "chosen_log_ratio")
+OPTIONAL = ("learning_rate", "tokens", "kl_reference_policy", "chosen_log_ratio")
 """A log whose first row has them has them in every row; null stands for no value."""
 
 
@@ -211,6 +211,8 @@ class _Line:
             step=self.step,
             loss=self._required("loss", broken),
             gradient_norm=self._required("gradient_norm", broken),
+            learning_rate=self._rate("learning_rate"),
+            tokens=self._count("tokens"),
             kl_reference_policy=self._number("kl_reference_policy"),
             chosen_log_ratio=self._number("chosen_log_ratio"),
             held_out_accuracy=self._share("held_out_accuracy"),
@@ -248,6 +250,12 @@ class _Line:
         if not abs(value) <= sys.float_info.max:
             raise self.wrong(f"field '{field}' is too large for a number")
         return float(value)
+
+    def _rate(self, field: str) -> float | None:
+        value = self._number(field)
+        if value is not None and value < 0.0:
+            raise self.wrong(f"field '{field}' must not be negative (given: {value:g})")
+        return value
 
     def _share(self, field: str) -> float | None:
         value = self._number(field)

@@ -44,7 +44,7 @@ def log_rows(objective: str, seed: int, steps: int = 64, every: int = 16) -> lis
             "learning_rate": 5e-4,
             "kl_reference_policy": kl * done**1.5 * float(np.exp(0.15 * rng.standard_normal())),
             "chosen_log_ratio": ratio * done + 0.1 * abs(ratio) * rng.standard_normal(),
-            "tokens": 512,
+            "tokens": 480 + 16 * (7 * step % 5),
         }
         if step % every == 0 or step == steps:
             row |= {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_records import make_examples
 from suite_records import make_loadable, make_suite
-from tiny_checkpoints import SPECIAL, TEMPLATE, save_tokenizer
+from tiny_checkpoints import SPECIAL, TEMPLATE, save_sentencepiece, save_tokenizer
 
 from harness.errors import CheckpointError, InputError
 from harness.prompts import (
+    answer_ids,
     check_bos,
     check_lengths,
     load_tokenizer,
@@ -80,6 +82,56 @@ def test_tokenizer_that_cannot_be_read_is_named(
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"the tokenizer in .*copy cannot be read"):
         load_tokenizer(str(folder))
+
+
+ANSWERS = ("good", " good", "a good one", ":)", "")
+
+
+def alone(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_answer_opens_with_no_word_boundary_of_its_own(tmp_path: Path, scheme: str) -> None:
+    save_sentencepiece(tmp_path, scheme=scheme)
+    tokenizer = load_tokenizer(str(tmp_path))
+    turns = [Message(role=Role.USER, content="Hi"), Message(role=Role.ASSISTANT, content="Yes?")]
+    text = "user:\nHi</s>\nassistant:\nYes?</s>\nuser:\nHi</s>\nassistant:\n"
+    found = answer_ids(tokenizer, [*turns, *HELLO], ANSWERS)
+    for answer, ids in zip(ANSWERS, found, strict=True):
+        assert render(tokenizer, [*turns, *HELLO]) + ids == alone(tokenizer, text + answer)
+    assert tokenizer.convert_ids_to_tokens(found[0]) == list("good")
+    assert tokenizer.convert_ids_to_tokens(found[1]) == ["\u2581g", *"ood"]
+    assert alone(tokenizer, "good") == found[1]
+    assert found[-1] == []
+
+
+def test_space_that_the_template_writes_before_an_answer_is_part_of_it(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+    )
+    save_sentencepiece(tmp_path, template)
+    tokenizer = load_tokenizer(str(tmp_path))
+    (ids,) = answer_ids(tokenizer, HELLO, ["good"])
+    assert tokenizer.convert_ids_to_tokens(ids) == ["\u2581g", *"ood"]
+    whole = alone(tokenizer, "[INST] Hi [/INST] good</s>")
+    assert [*render(tokenizer, HELLO), *ids, tokenizer.eos_token_id] == whole
+
+
+def test_answer_that_the_prompt_reaches_into_is_tokenised_alone(tmp_path: Path) -> None:
+    save_sentencepiece(tmp_path, "{{ messages[-1]['content'] }}:")
+    tokenizer = load_tokenizer(str(tmp_path))
+    found = answer_ids(tokenizer, HELLO, [")", "good"])
+    assert alone(tokenizer, "Hi:)")[-1:] == tokenizer.convert_tokens_to_ids([":)"])
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in found] == [["\u2581", ")"], [*"good"]]
+
+
+def test_answer_of_a_byte_level_tokenizer_is_the_same_alone(tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    found = answer_ids(tokenizer, HELLO, ANSWERS)
+    assert found == [alone(tokenizer, answer) for answer in ANSWERS]
 
 
 def test_prompts_too_long_are_named_and_counted() -> None:

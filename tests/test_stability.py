@@ -19,8 +19,10 @@ from harness.stats.stability import (
     end_slope,
     explosion,
     loss_deviation,
+    loss_limit,
     loss_noise,
     over_seeds,
+    rank_correlation,
     running_mean,
     seed_curve,
     spike_share,
@@ -126,30 +128,104 @@ def test_a_short_log_gives_no_number_but_a_reason(call: Any, steps: int) -> None
     assert call(noisy(steps + 1, fall=9.0)).value is not None
 
 
+START = np.tile([0.6, 0.7, 0.8, 0.7], 15)
+"""Losses of 60 steps: median 0.7 and range 0.2, so that a factor of 10 allows 2.7."""
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, None),
-        ({"losses": (40, 7.5)}, None),
-        ({"losses": (40, 7.8)}, 40),
+        ({"losses": (40, 2.6)}, None),
+        ({"losses": (40, 2.8)}, 40),
+        ({"losses": (16, 2.8)}, 16),
         ({"losses": (40, -90.0)}, None),
         ({"norms": (20, 99.0)}, None),
         ({"norms": (20, 101.0)}, 20),
-        ({"norms": (20, 101.0), "losses": (9, 1e6)}, 9),
+        ({"norms": (20, 101.0), "losses": (18, 1e6)}, 18),
+        ({"norms": (3, 101.0), "losses": (3, 1e6)}, 3),
     ],
 )
 def test_explosion(changes: dict[str, tuple[int, float]], expected: int | None) -> None:
-    series = {"losses": np.full(60, 0.7), "norms": np.full(60, 1.0)}
+    series = {"losses": START.copy(), "norms": np.full(60, 1.0)}
     for name, (place, value) in changes.items():
         series[name][place] = value
     found = explosion(**series, window=16, loss_factor=10.0, gradient_factor=100.0)
     assert (found and found[0]) == expected
 
 
-def test_a_start_of_zero_gives_no_scale_to_explode_from() -> None:
-    zero = np.zeros(40)
-    zero[30] = 5.0
-    assert explosion(zero, zero, window=16, loss_factor=10.0, gradient_factor=100.0) is None
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 250.0])
+@pytest.mark.parametrize("constant", [-300.0, -0.7, 0.0, 40.0])
+@pytest.mark.parametrize(("peak", "expected"), [(2.6, None), (2.8, 40)])
+def test_explosion_ignores_scale_and_constant_of_the_loss(
+    factor: float, constant: float, peak: float, expected: int | None
+) -> None:
+    losses = START.copy()
+    losses[40] = peak
+    found = explosion(
+        factor * losses + constant,
+        np.ones(60),
+        window=16,
+        loss_factor=10.0,
+        gradient_factor=100.0,
+    )
+    assert (found and found[0]) == expected
+
+
+def test_a_slow_start_makes_no_explosion_of_later_noise() -> None:
+    rng = np.random.default_rng(0)
+    warming = np.log(2) + 1e-5 * rng.standard_normal(16)
+    losses = np.r_[warming, np.log(2) - 0.02 + 0.03 * rng.standard_normal(400)]
+    given: Any = {"window": 16, "loss_factor": 10.0, "gradient_factor": 100.0}
+    assert explosion(losses, np.ones(416), **given) is None
+    losses[300] = 2.0
+    assert (explosion(losses, np.ones(416), **given) or (0, ""))[0] == 300
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        (START[:16], "too short: 16 logged steps, 17 needed"),
+        (np.r_[np.full(16, 0.7), 1e6], "the loss hardly ever changes"),
+    ],
+)
+def test_without_a_scale_the_loss_gives_no_verdict_and_the_gradient_does(
+    losses: Floats, reason: str
+) -> None:
+    limit = loss_limit(losses, window=16, factor=10.0)
+    assert limit.value is None
+    assert reason in (limit.reason or "")
+    norms = np.ones(len(losses))
+    given: Any = {"window": 16, "loss_factor": 10.0, "gradient_factor": 100.0}
+    assert explosion(losses, norms, **given) is None
+    norms[15] = 101.0
+    assert explosion(losses, norms, **given) == (15, "gradient norm 101 above 100")
+
+
+def test_a_gradient_that_starts_at_zero_gives_no_scale_to_explode_from() -> None:
+    norms = np.zeros(40)
+    norms[30] = 5.0
+    assert explosion(norms, norms, window=16, loss_factor=10.0, gradient_factor=100.0) is None
+
+
+def test_rank_correlation_is_that_of_scipy_with_ties() -> None:
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    rng = np.random.default_rng(3)
+    x = rng.integers(0, 12, 50).astype(np.float64)
+    y = np.exp(0.2 * x + rng.standard_normal(50))
+    found = rank_correlation(x, y, needed=30)
+    assert found.value == pytest.approx(float(spearmanr(x, y).statistic), abs=1e-12)
+    assert found.n == 50
+    assert rank_correlation(x, -np.exp(x), needed=30).value == pytest.approx(-1.0)
+
+
+def test_rank_correlation_needs_two_things_that_vary() -> None:
+    x: Floats = np.arange(40, dtype=np.float64)
+    for pair in ((x, np.ones(40)), (np.ones(40), x)):
+        found = rank_correlation(*pair, needed=30)
+        assert (found.value, found.reason) == (None, "one of the two is the same at every step")
+    assert rank_correlation(x[:29], x[:29], needed=30).value is None
 
 
 # Over seeds.
@@ -301,6 +377,71 @@ def test_what_a_log_lacks_is_named() -> None:
     assert {c.quantity for c in found.curves} == {"loss", "gradient_norm"}
 
 
+def test_the_peak_learning_rate_comes_first_and_is_the_highest_of_the_log() -> None:
+    rows = [
+        r.model_copy(update={"learning_rate": rate * min(r.step / 4, 1.0)})
+        for seed, rate in ((0, 1e-3), (1, 3e-3))
+        for r in steady("dpo", seed)
+    ]
+    read_logs = read([*rows, *steady("sft", 0)])
+    assert read_logs.figures[0].title == "Peak learning rate"
+    dpo, sft = (summary(c, "peak_learning_rate") for c in read_logs.checkpoints)
+    assert [f.value for f in dpo.seeds] == [1e-3, 3e-3]
+    assert (sft.median, sft.reason) == (None, "the log has no learning_rate")
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, 1.0), (-1, -1.0)])
+def test_the_gradient_norm_is_held_against_the_length_of_its_step(
+    power: int, expected: float
+) -> None:
+    lengths = 100 + np.random.default_rng(5).permutation(40)
+    rows = [
+        r.model_copy(update={"tokens": int(n), "gradient_norm": float(n) ** power})
+        for r, n in zip(steady("dpo", 0), lengths, strict=True)
+    ]
+    bare = steady("dpo", 1)
+    (found,) = read([*rows, *bare]).checkpoints
+    one, other = summary(found, "gradient_length_correlation").seeds
+    assert one.value == pytest.approx(expected)
+    assert one.n == 40
+    assert (other.value, other.reason) == (None, "the log has no tokens")
+
+
+def test_steps_without_a_length_are_left_out_of_the_correlation() -> None:
+    rows = [
+        r.model_copy(update={"tokens": 100 + r.step, "gradient_norm": float(r.step)})
+        for r in steady("dpo", 0)
+    ]
+    rows[7] = rows[7].model_copy(update={"tokens": None, "gradient_norm": 1e3})
+    (found,) = read(rows).checkpoints
+    (one,) = summary(found, "gradient_length_correlation").seeds
+    assert one.value == pytest.approx(1.0)
+    assert one.n == 39
+
+
+def test_definitions_say_what_the_numbers_are_of() -> None:
+    texts = {info.key: info.definition for info in read(steady("dpo", 0)).figures}
+    assert "before clipping, without TBPO-Q's head" in texts["gradient_spikes"]
+    assert (
+        "(dpo, bpo, tdpo, tis-dpo) and those that average (sft, tbpo)" in texts["gradient_spikes"]
+    )
+    assert "both answers of a pair, not over samples of the policy" in texts["final_kl"]
+    assert "bfloat16 where it was trained so" in texts["held_out_accuracy"]
+
+
+def test_a_loss_that_gives_no_verdict_is_noted_unless_the_run_broke() -> None:
+    flat = steady("dpo", 0, loss=0.7)
+    (found,) = read(flat).checkpoints
+    assert found.divergences == ()
+    assert found.notes == (
+        "seed 0: its loss cannot tell whether it exploded: the loss hardly ever changes, which "
+        "gives no scale",
+    )
+    flat[30] = flat[30].model_copy(update={"gradient_norm": 500.0})
+    (found,) = read(flat).checkpoints
+    assert (len(found.divergences), found.notes) == (1, ())
+
+
 def test_a_log_shorter_than_the_longest_is_noted() -> None:
     rows = [*steady("dpo", 0), *steady("dpo", 1, 33), *steady("sft", None)]
     dpo, sft = read(rows).checkpoints
@@ -316,7 +457,8 @@ def test_parameters_decide_and_are_in_the_definitions() -> None:
     strict, lax = read(rows), read(rows, spike_factor=3.0)
     assert summary(strict.checkpoints[0], "gradient_spikes").median == pytest.approx(1 / 24)
     assert summary(lax.checkpoints[0], "gradient_spikes").median == 0.0
-    assert "exceeds 3 times" in lax.figures[0].definition
+    (spikes,) = [info for info in lax.figures if info.key == "gradient_spikes"]
+    assert "exceeds 3 times" in spikes.definition
     assert not [info for info in lax.figures if "{" in info.definition]
 
 

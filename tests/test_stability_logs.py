@@ -23,7 +23,7 @@ from harness.plan import make_plan
 from harness.reading import compare_run, summary_text
 from harness.store import TRAINING, read_run
 from harness.suites import load_suites, load_training_suite
-from harness.training_logs import NO_LOG, find_logs, parse_log
+from harness.training_logs import NO_LOG, OPTIONAL, find_logs, parse_log
 from harness.types import CheckpointSpec, Comparison, RunManifest, Status
 
 GOOD = {"step": 1, "loss": 0.7, "gradient_norm": 1.0, "kl_reference_policy": 0.0}
@@ -121,6 +121,8 @@ def lines(*rows: dict[str, Any] | str) -> bytes:
         ({k: v for k, v in GOOD.items() if k != "step"}, "'step' must be a whole number"),
         (GOOD | {"step": 2, "held_out_accuracy": 61.5}, "must lie between 0 and 1"),
         (GOOD | {"step": 2, "held_out_pairs": 0}, "'held_out_pairs' must be a whole number"),
+        (GOOD | {"step": 2, "learning_rate": -1e-5}, "'learning_rate' must not be negative"),
+        (GOOD | {"step": 2, "tokens": 0}, "'tokens' must be a whole number"),
     ],
 )
 def test_a_wrong_line_is_named(second: dict[str, Any] | str, problem: str) -> None:
@@ -154,6 +156,19 @@ def test_other_keys_and_a_missing_last_line_end_are_accepted() -> None:
     rows = parse_log(given, Path("log.jsonl"), "dpo", 0)
     assert len(rows) == 64
     assert rows[-1].held_out_pairs == 200
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "tokens"])
+def test_rate_and_length_are_read_and_are_in_every_row_or_none(field: str) -> None:
+    given = log_rows("dpo", 0)
+    rows = parse_log(lines(*given), Path("log.jsonl"), "dpo", 0)
+    assert [getattr(r, field) for r in rows] == [r[field] for r in given]
+    del given[5][field]
+    with pytest.raises(DataError, match=rf"log\.jsonl:6: field '{field}' is missing"):
+        parse_log(lines(*given), Path("log.jsonl"), "dpo", 0)
+    bare = [{k: v for k, v in r.items() if k != field} for r in given]
+    rows = parse_log(lines(*bare), Path("log.jsonl"), "dpo", 0)
+    assert {getattr(r, field) for r in rows} == {None}
 
 
 # The suite.
@@ -265,6 +280,24 @@ def test_run_folder_is_read_where_the_logs_are_gone(
     text = summary_text(compare_run(output))
     assert "no training log" in text
     assert "1 seed, no spread" in text
+
+
+@pytest.mark.usefixtures("fakes")
+def test_copied_steps_keep_rate_and_length_and_older_folders_read(
+    configured: Callable[..., Any], tmp_path: Path
+) -> None:
+    output = run(configured(tmp_path / "run", suites=["training_stability"]))
+    file = output / TRAINING.file
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert {row["learning_rate"] for row in rows} == {5e-4}
+    assert len({row["tokens"] for row in rows}) == 5
+    write_log(file, [{k: v for k, v in r.items() if k not in OPTIONAL[:2]} for r in rows])
+    found = compare_run(output).training
+    assert found is not None
+    peaks = [c.summaries[0] for c in found.checkpoints if not c.reason]
+    assert {(s.figure, s.median, s.reason) for s in peaks} == {
+        ("peak_learning_rate", None, "the log has no learning_rate")
+    }
 
 
 @pytest.mark.usefixtures("fakes")

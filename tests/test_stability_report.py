@@ -76,6 +76,12 @@ def test_every_number_and_every_definition_is_in_the_markdown(eight: Any) -> Non
     assert escape(stability_of(found).divergence) in text
 
 
+def test_peak_learning_rate_is_the_first_figure_of_the_table(eight: Any) -> None:
+    assert attributes(eight[1])[0]["figure"] == "peak_learning_rate"
+    table = eight[1].markdown.read_text(encoding="utf-8").split("| Diverged (runs)")[1]
+    assert table.splitlines()[1].startswith("| Peak learning rate (of the policy) | no log | 5.0e")
+
+
 def test_section_stands_between_diversity_and_metrics(eight: Any) -> None:
     wanted = ["diversity", "stability", "metrics"]
     assert [i for i in eight[2].ids if i in wanted] == wanted

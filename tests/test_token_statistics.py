@@ -184,13 +184,32 @@ def test_what_is_kept_for_the_backward_pass_has_no_vocabulary() -> None:
     assert kept(given) == [(2, 23, 8)]
 
 
-def test_nothing_is_kept_without_need() -> None:
+def forward_products(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]) -> list[int]:
+    """Widths of the matrix products of one forward pass over one chunk."""
+    widths: list[int] = []
+    plain = torch.mm
+
+    def watched(one: Tensor, other: Tensor, *, out: Tensor) -> Tensor:
+        widths.append(other.shape[1])
+        return plain(one, other, out=out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "mm", watched)
+        chunked(("policy", "kl"), chunk=100)(given)
+    return widths
+
+
+def test_derivatives_are_made_early_only_for_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = [50, 50]
     given = case()
-    assert kept(given) in ([], [(0, 23, 8)])
+    assert forward_products(monkeypatch, given) == logits
     given["states"].requires_grad_()
+    assert forward_products(monkeypatch, given) == [*logits, 8, 8]
     with torch.no_grad():
-        assert kept(given) in ([], [(0, 23, 8)])
+        assert forward_products(monkeypatch, given) == logits
         assert not token_readings(**given).policy.requires_grad
+    given["weight"].requires_grad_()
+    assert forward_products(monkeypatch, given) == logits
 
 
 def test_buffers_hold_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tiny_checkpoints import save_sentencepiece
 from training_records import make_recipe, pair_row, save_base, write_rows
 
+from harness.errors import CheckpointError, InputError
 from harness.prompts import render
 from harness.training.contrast import token_weights
 from harness.training.objectives import build_objective
@@ -161,3 +164,45 @@ def test_only_the_pairs_of_the_run_are_read_once_and_only_where_needed(
     assert not set(read[0]) & set(read[1])
     assert all(i["weights"] is None for i in Workshop(recipe).items(recipe, frozenset()))
     assert len(read) == 2
+
+
+def refuse_to_load(*_: Any) -> None:
+    pytest.fail("a model was loaded")
+
+
+def test_models_come_before_texts(base: Path, pairs: Path) -> None:
+    texts = {"contrastive_prompts": ["You are kind.", "You are not kind at all."]}
+    recipe = make_recipe(base, pairs, contrastive_models=[str(base)] * 2, **KEYS, **texts)
+    for sides in weights_of(Workshop(recipe), recipe).values():
+        assert all(weight == 2.0 for side in sides for weight in side)
+
+
+def test_recipe_without_any_contrast_is_refused_before_a_model_is_loaded(
+    base: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(base, pairs, contrastive_prompts=[], objective="tis-dpo")
+    monkeypatch.setattr("harness.training.contrast.load_base", refuse_to_load)
+    with pytest.raises(InputError, match=r"^tis-dpo weights tokens .* names none; give two contr"):
+        weights_of(Workshop(recipe), recipe)
+
+
+def test_contrastive_model_of_another_vocabulary_is_refused_before_one_is_loaded(
+    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_sentencepiece(tmp_path / "pieces")
+    other = save_base(tmp_path / "other", tmp_path / "pieces")
+    recipe = make_recipe(base, pairs, contrastive_models=[str(base), str(other)], **KEYS)
+    monkeypatch.setattr("harness.training.contrast.load_base", refuse_to_load)
+    with pytest.raises(CheckpointError, match="other has another vocabulary than the base"):
+        weights_of(Workshop(recipe), recipe)
+
+
+def test_contrastive_models_are_read_on_the_device_of_the_process(
+    base: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of several has a GPU of its own, which is not the first for all."""
+    shop = Workshop(make_recipe(base, pairs, **KEYS))
+    own = SimpleNamespace(device=torch.device("meta"))
+    monkeypatch.setattr("harness.training.contrast.processes", lambda: own)
+    with pytest.raises(RuntimeError, match="meta"):
+        weights_of(shop, make_recipe(base, pairs, **KEYS))

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_checkpoints import SPECIAL, save_tokenizer
+from tiny_checkpoints import SPECIAL, save_sentencepiece, save_tokenizer
 
+from harness.adapters.embedded import SMOLLM2
 from harness.errors import CheckpointError, DataError, InputError
-from harness.files import sha256_file
-from harness.prompts import end_of_turn, render
+from harness.files import cache_root, sha256_file
+from harness.prompts import end_of_turn, load_tokenizer, render
 from harness.training import sources
 from harness.training.data import (
     Pair,
@@ -32,6 +33,8 @@ from harness.types import Message, Role
 
 Row = dict[str, Any]
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+# Read here: each test has a cache of its own.
+EMBEDDED = cache_root() / "models" / f"{SMOLLM2.name}-{SMOLLM2.version}-{SMOLLM2.wheel_sha256[:12]}"
 
 
 def system(text: str) -> Message:
@@ -635,11 +638,31 @@ def test_prompt_and_answer_are_the_start_of_the_rendered_dialogue(
     assert rendered[: len(both_parts)] == both_parts
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_prompt": 40}, {"max_response": 4}])
+def test_answers_follow_the_prompt_as_in_one_text(tmp_path: Path, limits: dict[str, int]) -> None:
+    save_sentencepiece(tmp_path)
+    made = load_tokenizer(str(tmp_path))
+    tokens, _ = tokens_of(made, LONG, **limits)
+    assert len(tokens.prompt) <= limits.get("max_prompt", 99)
+    for ids, answer in ((tokens.chosen, "good</s>"), (tokens.rejected, "bad</s>")):
+        whole = made(made.decode(tokens.prompt) + answer, add_special_tokens=False)["input_ids"]
+        assert [*tokens.prompt, *ids] == whole[: len(tokens.prompt) + len(ids)]
+        assert len(ids) == limits.get("max_response", len(whole) - len(tokens.prompt))
+
+
 def test_tokenizer_without_any_end_is_refused(tmp_path: Path) -> None:
     made = make_tokenizer(tmp_path, PLAIN)
     made.eos_token = None
     with pytest.raises(CheckpointError, match="names no eos_token"):
         tokens_of(made, LONG)
+
+
+def test_template_that_fails_on_the_last_turn_names_the_pair(tmp_path: Path) -> None:
+    no_third = (
+        "{% if messages[-1].content == 'third' %}{{ raise_exception('no third') }}{% endif %}"
+    )
+    with pytest.raises(CheckpointError, match=r"a\.jsonl:7: the chat template failed.*no third"):
+        tokens_of(make_tokenizer(tmp_path, no_third + PLAIN), LONG)
 
 
 def test_missing_template_is_refused(tmp_path: Path) -> None:
@@ -700,3 +723,17 @@ def test_shared_data_is_read_whole(file: str, rows: int, empty: int) -> None:
     assert dict(skips.counts) == ({SkipReason.EMPTY_ANSWER: empty} if empty else {})
     assert len({pair.origin for pair in pairs}) == len(pairs)
     assert all(pair.messages[-1].role is Role.USER for pair in pairs)
+
+
+@pytest.mark.parametrize("file", ["harmless.jsonl.gz", "helpful.jsonl.gz"])
+def test_embedded_model_has_the_same_answers_in_and_out_of_context(file: str) -> None:
+    path = SHARED / "hh_rlhf_train" / file
+    if not path.is_file():
+        pytest.skip("the shared data are not beside the checkout")
+    if not (EMBEDDED / "tokenizer.json").is_file():
+        pytest.skip("the embedded model is not in the cache")
+    made = load_tokenizer(str(EMBEDDED))
+    for pair in read_pairs([path], Skips())[::30]:
+        tokens, _ = tokens_of(made, pair)
+        for ids, text in ((tokens.chosen, pair.chosen), (tokens.rejected, pair.rejected)):
+            assert list(ids[:-1]) == made(text, add_special_tokens=False)["input_ids"]

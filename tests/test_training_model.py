@@ -16,8 +16,16 @@ from harness.errors import CheckpointError, InputError, TrainingError
 from harness.training.batches import Batch, Item, collate
 from harness.training.checkpoints import load_policy, write_policy
 from harness.training.data import TokenPair
-from harness.training.model import BaselineHead, PreferenceModel, build_model, load_base, sides
+from harness.training.model import (
+    BaselineHead,
+    PreferenceModel,
+    build_model,
+    load_base,
+    sides,
+    use_bfloat16,
+)
 from harness.training.objectives import Statistic
+from harness.training.token_statistics import TokenReadings, token_readings
 
 PAIRS = (
     TokenPair((5, 9, 14), (20, 21, 22, 2), (30, 2)),
@@ -193,6 +201,15 @@ def test_models_that_scale_or_cap_their_logits_are_refused(
         build(base, lora_targets=["all-linear"])
 
 
+def test_a_reference_that_scales_its_logits_is_refused(
+    base: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    changes = {"num_key_value_heads": 2, "intermediate_size": 48, "logits_scaling": 8.0}
+    other = save_architecture(tmp_path / "other", tokenizer_folder, "granite", **changes)
+    with pytest.raises(CheckpointError, match=r"other: the logits of .*\(a scale or a cap\)"):
+        build(base, other)
+
+
 # Dropout
 
 DROPOUT = {
@@ -241,6 +258,23 @@ def test_gradient_reaches_every_lora_weight_and_nothing_else(base: Path) -> None
     model(**batch())["policy"].sum().backward()
     for name, weight in model.policy.named_parameters():
         assert ("lora_" in name) == (weight.grad is not None and bool(weight.grad.any())), name
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_shared_output_layer_is_passed_as_one_tensor(
+    base: Path, monkeypatch: pytest.MonkeyPatch, reference: bool
+) -> None:
+    taken: list[tuple[Tensor, Tensor]] = []
+
+    def spy(states: Tensor, weight: Tensor, *rest: Any, **more: Any) -> TokenReadings:
+        taken.append((weight, rest[1]))
+        return token_readings(states, weight, *rest, **more)
+
+    monkeypatch.setattr("harness.training.model.token_readings", spy)
+    build(base, base if reference else None)(**batch())
+    weight, theirs = taken[0]
+    assert (theirs is weight) != reference
+    assert torch.equal(theirs, weight)
 
 
 @pytest.mark.parametrize("statistic", ["kl", "reverse_kl"])
@@ -336,9 +370,44 @@ def test_weights_that_are_not_finite_are_not_written(base: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_unusable_bases_and_targets_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lora_targets gone_proj: "):
         build(base, lora_targets=["gone_proj"])
+    for targets in (["lm_head"], ["q_proj", "embed_tokens"]):
+        with pytest.raises(InputError, match=rf"{', '.join(targets)}: the output layer cannot"):
+            build(base, lora_targets=targets)
     tmp_path.joinpath("config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be loaded for training: "):
         build(tmp_path)
+
+
+def test_an_output_layer_of_its_own_carries_no_lora_and_embeddings_may(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    base = save_base(tmp_path / "base", tokenizer_folder, tie_word_embeddings=False)
+    with pytest.raises(InputError, match="lm_head: the output layer cannot carry a LoRA here"):
+        build(base, lora_targets=["lm_head"])
+    check_statistics(disturb(build(base, lora_targets=["embed_tokens"])), plain(base))
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bfloat16_is_refused_on_a_gpu_without_it(
+    base: Path, monkeypatch: pytest.MonkeyPatch, emulated: bool
+) -> None:
+    recipes = {bf16: make_recipe(base, Path("unused"), bf16=bf16) for bf16 in ("yes", "no", "auto")}
+    assert use_bfloat16(recipes["yes"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old card")
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: emulated and including_emulation,
+    )
+    with pytest.raises(InputError, match="bf16: yes, but an old card has no bfloat16"):
+        use_bfloat16(recipes["yes"])
+    assert not use_bfloat16(recipes["no"])
+    assert not use_bfloat16(recipes["auto"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert use_bfloat16(recipes["yes"])
+    assert use_bfloat16(recipes["auto"])

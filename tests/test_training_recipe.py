@@ -170,6 +170,8 @@ def test_objective_options_are_read_as_yaml() -> None:
     assert found == {"beta": 0.2, "centre": True, "clamp": None, "kl": "exact", "lam": -0.5}
     with pytest.raises(InputError, match=r"--set 'beta': expected KEY=VALUE"):
         objective_options(("beta",))
+    with pytest.raises(InputError, match=r"--set 'clamp=\[1': the value is not YAML: expected"):
+        objective_options(("beta=0.2", "clamp=[1"))
 
 
 OTHER: dict[str, tuple[list[str], Any]] = {
@@ -244,6 +246,16 @@ def test_every_flag_reaches_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert str(done.exception) == "enough"
     expected = {key: value for key, (_, value) in OTHER.items()} | {"options": {"beta": 0.5}}
     assert taken == [Recipe(**expected), tmp_path / "out"]
+
+
+def test_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    file.write_text("mine")
+    words = ["train", "--output", str(file), "--recipe", "gone", "--objective", "dpo"]
+    done = CliRunner().invoke(cli, words)
+    assert isinstance(done.exception, InputError)
+    assert f"--output {file} is a file" in str(done.exception)
+    assert file.read_text() == "mine"
 
 
 def test_help_names_every_key_and_imports_no_torch() -> None:

@@ -53,6 +53,36 @@ def save_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
     tokenizer.save_pretrained(folder)
 
 
+LINES = (
+    "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
+"""A template whose generation marker is text that ends in a line break."""
+
+
+def save_sentencepiece(folder: Path, template: str = LINES, scheme: Any = "first") -> None:
+    """Save a tokenizer of characters which marks word boundaries as SentencePiece does.
+
+    ``scheme``: "first" marks the start of a text, "always" that of each part between special
+    tokens too. Its only merges are a marked g, and a colon with a bracket after it.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["\n", "\u2581", *map(chr, range(33, 127))]
+    tokens = [*SPECIAL, *characters, "\u2581g", ":)"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u2581", "g"), (":", ")")]))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    raw.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
 def save_checkpoint(folder: Path, tokenizer: Path, seed: int = 0, **changes: Any) -> Path:
     """Write a folder that looks like a checkpoint; its weights fit no model."""
     from safetensors.numpy import save_file

@@ -73,7 +73,7 @@ def make_trainer(
     from harness.training.model import build_model
     from harness.training.objectives import build_objective
     from harness.training.run import Workshop
-    from harness.training.trainer import PreferenceTrainer
+    from harness.training.trainer import Material, PreferenceTrainer
 
     shop = Workshop(recipe)
     objective = objective or build_objective(recipe.objective, recipe.options)
@@ -81,8 +81,14 @@ def make_trainer(
     set_seed(recipe.seed)
     reference = None if shop.reference is None else str(shop.reference)
     model = build_model(recipe, str(shop.base), reference, objective.requires)
-    held = shop.held(recipe)
-    return PreferenceTrainer(recipe, model, objective, items, held, output, shop.corpus.pad)
+    material = Material(
+        items=items,
+        held=shop.held(recipe),
+        pad=shop.corpus.pad,
+        tokenizer=shop.corpus.tokenizer,
+        base=str(shop.base),
+    )
+    return PreferenceTrainer(recipe, model, objective, material, output)
 
 
 def read_log(folder: Path, *, clock: bool = False) -> list[dict[str, Any]]:

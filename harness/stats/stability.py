@@ -44,6 +44,29 @@ def spike_share(norms: Floats, *, factor: float, window: int) -> Finding:
     return Finding(value=float(spikes.mean()), n=len(spikes))
 
 
+def rank_correlation(x: Floats, y: Floats, *, needed: int) -> Finding:
+    """Return Spearman's rank correlation of two quantities of the same steps, in [-1, 1].
+
+    Pearson's correlation of the ranks, equal values sharing their mean rank. None with fewer than
+    ``needed`` steps, and where either quantity has one value throughout.
+    """
+    if len(x) < needed:
+        return _too_short(len(x), needed)
+    a, b = _centred_ranks(x), _centred_ranks(y)
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    if not scale:
+        reason = "one of the two is the same at every step"
+        return Finding(value=None, n=len(x), reason=reason)
+    return Finding(value=float(a @ b) / scale, n=len(x))
+
+
+def _centred_ranks(values: Floats) -> Floats:
+    """Return ranks less their mean, shape (T,); equal values share a rank."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks - (len(values) + 1) / 2
+
+
 def running_mean(values: Floats, width: int) -> Floats:
     """Return the means of all whole windows of ``width`` entries, shape (T - width + 1,)."""
     means: Floats = np.lib.stride_tricks.sliding_window_view(values, width).mean(axis=1)
@@ -102,18 +125,40 @@ def end_slope(steps: Ints, values: Floats, *, width: int) -> Finding:
     return Finding(value=SLOPE_UNIT * float(x @ y / (x @ x)), n=len(y))
 
 
+def loss_limit(losses: Floats, *, window: int, factor: float) -> Finding:
+    """Return the loss above which a run has exploded.
+
+    median(l_1, ..., l_window) + factor * spread, where the spread is the larger of the range
+    (max - min) of the same steps and the interquartile range of all steps: a run that warms up
+    slowly has hardly any range at its start. A constant added to the loss and a positive factor on
+    it change no verdict, since objectives drop constants and scale their losses. The first
+    ``window`` steps cannot exceed it. None where no step follows them, and where the loss never
+    changes, which gives no scale.
+    """
+    if len(losses) <= window:
+        return _too_short(len(losses), window + 1)
+    start = losses[:window]
+    quartiles = np.quantile(losses, (0.25, 0.75))
+    spread = max(float(np.ptp(start)), float(np.ptp(quartiles)))
+    if not spread:
+        reason = "the loss hardly ever changes, which gives no scale"
+        return Finding(value=None, n=window, reason=reason)
+    return Finding(value=float(np.median(start)) + factor * spread, n=window)
+
+
 def explosion(
     losses: Floats, norms: Floats, *, window: int, loss_factor: float, gradient_factor: float
 ) -> tuple[int, str] | None:
     """Return the place of the first step at which a run exploded, and how; None if none did.
 
-    The start of a run is the median of its first ``window`` steps. A step explodes if its loss lies
-    more than ``loss_factor`` times |start| above the start, or its gradient norm exceeds
-    ``gradient_factor`` times the norm's start. A start of zero gives no scale and is not tested.
+    A step explodes if its loss exceeds :func:`loss_limit`, or its gradient norm exceeds
+    ``gradient_factor`` times the median norm of the first ``window`` steps. Where there is no limit
+    of the loss, or that median is zero, the step is not tested by it.
     """
-    start, norm = _start(losses, window), _start(norms, window)
+    highest = loss_limit(losses, window=window, factor=loss_factor).value
+    norm = _start(norms, window)
     tests = (
-        (losses, start + loss_factor * abs(start) if start else math.inf, "loss"),
+        (losses, math.inf if highest is None else highest, "loss"),
         (norms, gradient_factor * norm if norm else math.inf, "gradient norm"),
     )
     found = [_first_above(values, limit, name) for values, limit, name in tests]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from harness.adapters import EMBEDDED, prepare
 from harness.adapters.embedded import MODELS
-from harness.adapters.identity import template_sha256, weights_sha256
+from harness.adapters.identity import model_config, template_sha256, weights_sha256
 from harness.errors import CheckpointError
 from harness.files import cache_root
+from harness.prompts import load_tokenizer
 from harness.types import CheckpointSpec
 
 OTHER_FORMATS = ["*.bin", "*.gguf", "*.onnx", "original/*"]
 """Copies of the same weights that are not fetched."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which a folder has at least one where it holds a whole tokenizer."""
+
+log = logging.getLogger(__name__)
 
 
 def model_folder(source: str) -> Path:
@@ -37,14 +44,42 @@ def _fetched(source: str) -> str:
     if not HUB_ID.fullmatch(source):
         raise CheckpointError(f"{source} is neither a folder, embedded:NAME nor a hub id.")
     try:
-        return snapshot_download(
-            source, ignore_patterns=["*.bin", "*.gguf", "*.onnx", "original/*"]
-        )
+        return snapshot_download(source, ignore_patterns=OTHER_FORMATS)
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(
             f"{source} is no folder here and cannot be fetched from the hub: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def check_tokenizer(base: Path, other: Path) -> None:
+    """Check that a model reads the ids of the base's tokenizer as the same tokens.
+
+    Where one of the folders holds no vocabulary, equal sizes of the two models' vocabularies must
+    do; the log says so.
+
+    Raises:
+        CheckpointError: the vocabularies differ, or a folder cannot be read.
+    """
+    if all(any((folder / n).is_file() for n in VOCABULARY_FILES) for folder in (base, other)):
+        same = _vocabulary(base) == _vocabulary(other)
+    else:
+        log.warning("%s or %s has no tokenizer: only vocabulary sizes are compared", base, other)
+        same = _vocabulary_size(base) == _vocabulary_size(other)
+    if not same:
+        raise CheckpointError(
+            f"{other} has another vocabulary than the base {base}; both must read the same token "
+            "ids. Give a model that was trained from the same base."
+        )
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    found: dict[str, int] = load_tokenizer(str(folder)).get_vocab()
+    return found
+
+
+def _vocabulary_size(folder: Path) -> int:
+    return int(model_config(folder).get_text_config().vocab_size)
 
 
 def public_name(folder: Path, source: str) -> str:

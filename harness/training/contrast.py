@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from harness.errors import InputError
 from harness.progress import over
-from harness.training.base import model_folder
+from harness.training.base import check_tokenizer, model_folder
 from harness.training.batches import Item, collate, length
 from harness.training.corpus import Corpus
 from harness.training.data import Pair, Skips, TokenPair, tokenize_pair
 from harness.training.model import PreferenceModel, load_base, use_bfloat16
 from harness.training.objectives.tis_dpo import contrastive_weight
+from harness.training.ranks import processes
 from harness.training.recipe import Recipe
 from harness.types import Message, Role
 
@@ -30,12 +32,18 @@ def token_weights(
     """Return the weights of the ``wanted`` training pairs, by number.
 
     w = k exp(mu clamp(log p+ - log p-, L, U)), mu > 0 for chosen tokens and < 0 for rejected ones
-    (TIS-DPO, arXiv 2410.04350). p+ and p- are two given models, or the untrained base under two
-    system texts (the paper's TIS-DPO(P)).
+    (TIS-DPO, arXiv 2410.04350). p+ and p- are two given models; where there are none, the
+    untrained base under two system texts (the paper's TIS-DPO(P)).
 
     Raises:
-        CheckpointError: a contrastive model cannot be loaded.
+        InputError: the recipe has neither models nor texts.
+        CheckpointError: a contrastive model cannot be loaded, or has another vocabulary.
     """
+    if not recipe.contrastive_models and not recipe.contrastive_prompts:
+        raise InputError(
+            f"{recipe.objective} weights tokens by two contrastive readings, and the recipe names "
+            "none; give two contrastive_prompts (better, worse) or two contrastive_models"
+        )
     better, worse = _readings(recipe, base, corpus, wanted)
     return {number: _pair_weights(recipe, better[number], worse[number]) for number in wanted}
 
@@ -62,6 +70,8 @@ def _readings(
 ) -> list[dict[int, Logprobs]]:
     if recipe.contrastive_models:
         folders = [model_folder(source) for source in recipe.contrastive_models]
+        for folder in folders:
+            check_tokenizer(base, folder)
         plain = [corpus.training[i] for i in wanted]
         return [_read(recipe, f, dict(zip(wanted, plain, strict=True)), corpus) for f in folders]
     found = []
@@ -96,7 +106,7 @@ def _read(
 ) -> dict[int, Logprobs]:
     """Return log-probabilities of both answers of each pair under one model."""
     low = use_bfloat16(recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = processes().device
     model = load_base(str(folder), torch.bfloat16 if low else torch.float32).to(device).eval()
     reader = PreferenceModel(model, model, None, frozenset(), None)
     numbers = sorted(pairs, key=lambda i: length(pairs[i]))

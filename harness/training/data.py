@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import CheckpointError, DataError, InputError
-from harness.prompts import check_bos, end_of_turn, render
+from harness.prompts import answer_ids, check_bos, end_of_turn, render
 from harness.training.formats import (
     MalformedRowError,
     Pair,
@@ -131,11 +132,18 @@ def _tails(messages: Turns) -> Iterator[Turns]:
         yield messages[:kept] + messages[start:]
 
 
-def _rendered(tokenizer: Any, messages: Turns, origin: str) -> list[int]:
+@contextmanager
+def _template_of(origin: str) -> Iterator[None]:
+    """Name the pair whose rendering fails."""
     try:
-        ids = render(tokenizer, messages)
+        yield
     except Exception as error:  # templates raise whatever their authors chose
         raise CheckpointError(f"{origin}: the chat template failed: {error}") from error
+
+
+def _rendered(tokenizer: Any, messages: Turns, origin: str) -> list[int]:
+    with _template_of(origin):
+        ids = render(tokenizer, messages)
     check_bos(tokenizer, ids, origin)
     return ids
 
@@ -150,13 +158,16 @@ def _longest_prompt(tokenizer: Any, pair: Pair, limit: float) -> list[int]:
     return ids
 
 
-def _answer(tokenizer: Any, text: str, end: int) -> list[int]:
-    ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    if not ids:
-        raise UnusablePairError(SkipReason.EMPTY_ANSWER)
-    if end in ids:
-        raise UnusablePairError(SkipReason.END_INSIDE)
-    return [*ids, end]
+def _answers(tokenizer: Any, pair: Pair, end: int) -> list[list[int]]:
+    """Return the tokens of the chosen and of the rejected answer, each with its end."""
+    with _template_of(pair.origin):
+        found = answer_ids(tokenizer, pair.messages, (pair.chosen, pair.rejected))
+    for ids in found:
+        if not ids:
+            raise UnusablePairError(SkipReason.EMPTY_ANSWER)
+        if end in ids:
+            raise UnusablePairError(SkipReason.END_INSIDE)
+    return [[*ids, end] for ids in found]
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ def _tokens(
 ) -> tuple[TokenPair, int]:
     """Return the tokens of a pair and how many answers were cut."""
     end = end_of_turn(tokenizer)
-    sides = [_answer(tokenizer, text, end) for text in (pair.chosen, pair.rejected)]
+    sides = _answers(tokenizer, pair, end)
     prompt, room = limits.fit(tokenizer, pair, max(map(len, sides)))
     cut = sum(len(side) > room for side in sides)
     if cut and long_responses == "skip":
@@ -214,8 +225,9 @@ def tokenize_pair(
 ) -> TokenPair | None:
     """Return the tokens of a pair, or None (counted in ``skips``) where it cannot be used.
 
-    The prompt is what generation would be given. An answer is its text's tokens and then the
-    token on which generation stops, ``harness.prompts.end_of_turn``.
+    The prompt is what generation would be given. An answer is its text's tokens as they follow the
+    prompt, ``harness.prompts.answer_ids``, and then the token on which generation stops,
+    ``harness.prompts.end_of_turn``.
 
     The oldest turns, but not a leading system turn, are dropped until the prompt fits
     ``max_prompt`` and prompt and longer answer together fit ``max_length``. Where the last user

@@ -64,7 +64,8 @@ def load_base(source: str, dtype: torch.dtype) -> Any:
     """Return a causal language model from a folder or hub id, without dropout.
 
     Raises:
-        CheckpointError: transformers cannot load it; its own words are in the message.
+        CheckpointError: transformers cannot load it (its own words are in the message), or its
+            logits are not output layer times final state.
     """
     from transformers import AutoModelForCausalLM
 
@@ -73,6 +74,7 @@ def load_base(source: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source} cannot be loaded for training: {error}") from error
     silence_dropout(model)
+    check_head(model, source)
     return model
 
 
@@ -91,10 +93,25 @@ def _with_lora(base: Any, recipe: Recipe) -> Any:
         model: Any = get_peft_model(base, config)
     except ValueError as error:
         raise InputError(f"lora_targets {', '.join(targets)}: {error}") from error
+    _check_output_layer(base, targets)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     return model
+
+
+def _check_output_layer(model: Any, targets: tuple[str, ...]) -> None:
+    """Refuse a LoRA on the output layer, or on the embeddings that share its weight."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    output, tokens = model.get_output_embeddings(), model.get_input_embeddings()
+    sharing = [layer for layer in (output, tokens) if layer.weight is output.weight]
+    if any(isinstance(layer, BaseTunerLayer) for layer in sharing):
+        raise InputError(
+            f"lora_targets {', '.join(targets)}: the output layer cannot carry a LoRA here, "
+            "because the statistics read its plain weight. Leave out the output layer, and the "
+            "embeddings where they share its weight."
+        )
 
 
 def build_model(
@@ -108,12 +125,11 @@ def build_model(
 
     Raises:
         CheckpointError: a model cannot be loaded, or its logits are not head times state.
-        InputError: the LoRA's targets fit nothing.
+        InputError: the LoRA's targets fit nothing or the output layer; no bfloat16 on this GPU.
     """
     frozen = torch.bfloat16 if use_bfloat16(recipe) else torch.float32
     full = recipe.finetune == "full"
     policy = load_base(base, torch.float32 if full else frozen)
-    check_head(policy, base)
     if recipe.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
         policy.enable_input_require_grads()
@@ -129,10 +145,18 @@ def build_model(
 
 
 def use_bfloat16(recipe: Recipe) -> bool:
-    """Return whether a run autocasts to bfloat16."""
-    if recipe.bf16 == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return recipe.bf16 == "yes"
+    """Return whether a run autocasts to bfloat16.
+
+    Raises:
+        InputError: it is asked for on a GPU that can only emulate it.
+    """
+    gpu = torch.cuda.is_available()
+    native = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if recipe.bf16 == "yes" and gpu and not native:
+        raise InputError(
+            f"bf16: yes, but {torch.cuda.get_device_name()} has no bfloat16; give bf16: no"
+        )
+    return native if recipe.bf16 == "auto" else recipe.bf16 == "yes"
 
 
 @torch.no_grad()
@@ -255,10 +279,10 @@ class PreferenceModel(nn.Module):
             states,
             layer.weight,
             reference_states,
-            reference_layer.weight.detach(),
+            reference_layer.weight,
             batch["targets"][batch["mask"]],
             bias=layer.bias,
-            reference_bias=None if reference_layer.bias is None else reference_layer.bias.detach(),
+            reference_bias=reference_layer.bias,
             kl_gradient=Statistic.KL in self.requires,
             reverse_kl_gradient=Statistic.REVERSE_KL in self.requires,
             **self._chunk(),

@@ -85,7 +85,7 @@ class Recipe(Record):
         "System texts whose two log-probabilities weight the tokens (TIS-DPO): better, worse.",
     )
     contrastive_models: tuple[str, ...] = _key(
-        (), "Two models that weight the tokens instead (TIS-DPO): better, worse."
+        (), "Two models that weight the tokens instead of the texts (TIS-DPO): better, worse."
     )
     weight_k: Positive = _key(1.0, "Factor k of TIS-DPO's token weight.")
     weight_mu: Positive = _key(1.0, "Exponent mu of TIS-DPO's token weight.")

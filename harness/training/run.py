@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -27,8 +28,9 @@ from harness.training.heldout import HeldOutSet
 from harness.training.logs import LOG, TrainLog
 from harness.training.model import build_model, use_bfloat16
 from harness.training.objectives import Statistic, build_objective
+from harness.training.ranks import on_first, processes
 from harness.training.recipe import Recipe
-from harness.training.trainer import PreferenceTrainer
+from harness.training.trainer import Material, PreferenceTrainer
 
 TRAINED = "trained.json"
 """What a finished run measured; the manifest adds the search and the float32 measures."""
@@ -73,13 +75,19 @@ class Workshop:
         return self._held[low]
 
 
+def recorded(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as JSON values, its pair files by name: their hashes stand beside it."""
+    names = [Path(p).name if Path(p).exists() else p for p in recipe.pairs]
+    return recipe.model_dump(mode="json") | {"pairs": names}
+
+
 def claim(recipe: Recipe, facts: dict[str, Any], output: Path) -> None:
     """Make ``output`` the folder of this run, or check that it is.
 
     Raises:
         InputError: the folder belongs to a run with another recipe or other data.
     """
-    wanted = json.loads(json.dumps({"recipe": recipe.model_dump(mode="json"), **facts}))
+    wanted = json.loads(json.dumps({"recipe": recorded(recipe), **facts}))
     path = output / RECIPE
     if not path.exists():
         if (output / "adapter_config.json").exists() or (output / "config.json").exists():
@@ -111,10 +119,8 @@ def train_once(recipe: Recipe, output: Path, shop: Workshop) -> dict[str, Any]:
         InputError: ``output`` belongs to another run.
         TrainingError: loss, gradient or weights are not finite.
     """
-    claim(recipe, shop.facts, output)
-    if (output / TRAINED).exists():
-        manifest: dict[str, Any] = read_json(output / TRAINED)
-        return manifest
+    if done := on_first(lambda: begin(recipe, shop.facts, output, TRAINED)):
+        return done
     objective = build_objective(recipe.objective, recipe.options)
     items = shop.items(recipe, objective.requires)
     set_seed(recipe.seed)
@@ -122,17 +128,23 @@ def train_once(recipe: Recipe, output: Path, shop: Workshop) -> dict[str, Any]:
     model = build_model(recipe, str(shop.base), reference, objective.requires)
     held = shop.held(recipe)
     started = time.monotonic()
-    trainer = PreferenceTrainer(recipe, model, objective, items, held, output, shop.corpus.pad)
+    material = Material(
+        items=items,
+        held=held,
+        pad=shop.corpus.pad,
+        tokenizer=shop.corpus.tokenizer,
+        base=public_name(shop.base, recipe.base),
+    )
+    trainer = PreferenceTrainer(recipe, model, objective, material, output)
     final = trainer.run()
     before = held.measure(trainer.model_wrapped, trainer.args.device, trained=False)
-    trainer.save_final(output, public_name(shop.base, recipe.base), shop.corpus.tokenizer)
-    manifest = {
+    trainer.save_final()
+    facts = {
         "objective": recipe.objective,
         "objective_fields": vars(objective),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recorded(recipe),
         **shop.facts,
         "steps": len(items) // recipe.batch,
-        **_losses(TrainLog(output / LOG).rows()),
         "held_out": {
             "arithmetic": "bfloat16 autocast" if use_bfloat16(recipe) else "float32",
             "before": before.as_dict(),
@@ -144,10 +156,31 @@ def train_once(recipe: Recipe, output: Path, shop: Workshop) -> dict[str, Any]:
         "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if trainer.is_world_process_zero():
-        write_atomic(output / TRAINED, json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    return manifest
+    return on_first(lambda: _end(facts, output))
+
+
+def begin(
+    recipe: Recipe, facts: dict[str, Any], output: Path, result: str
+) -> dict[str, Any] | None:
+    """Claim ``output`` for a run; return what its ``result`` file holds if it has ended.
+
+    Raises:
+        InputError: the folder belongs to another run.
+    """
+    claim(recipe, facts, output)
+    if not (output / result).exists():
+        return None
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    ended: dict[str, Any] = read_json(output / result)
+    return ended
+
+
+def _end(facts: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Write what a run found; its checkpoints are no longer needed."""
+    facts = facts | _losses(TrainLog(output / LOG).rows())
+    write_atomic(output / TRAINED, json.dumps(facts, indent=2) + "\n")
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    return facts
 
 
 def _losses(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -172,12 +205,14 @@ def measure_float32(recipe: Recipe, folder: Path, shop: Workshop) -> dict[str, A
     In bfloat16 rounding alone moves the log-probability of an answer by as much as a short
     training does.
     """
+    gc.collect()
+    torch.cuda.empty_cache()
     exact = recipe.model_copy(update={"bf16": "no"})
     reference = None if shop.reference is None else str(shop.reference)
     model = build_model(exact, str(shop.base), reference, frozenset())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = processes().device
     load_policy(model, folder)
-    held, model = shop.held(recipe), model.to(device)
+    held, model = shop.held(exact), model.to(device)
     before = held.measure(model, device, trained=False)
     after = held.measure(model, device)
     return {

@@ -13,8 +13,9 @@ from typing import Any
 from harness.errors import TrainingError
 from harness.files import read_json, write_atomic
 from harness.training.logs import LOG, TrainLog
+from harness.training.ranks import check_supported, on_first
 from harness.training.recipe import Recipe
-from harness.training.run import TRAINED, Workshop, claim, measure_float32, train_once
+from harness.training.run import TRAINED, Workshop, begin, measure_float32, train_once
 
 MANIFEST = "manifest.json"
 RUNS = "runs"
@@ -50,16 +51,22 @@ def train(recipe: Recipe, output: Path) -> dict[str, Any]:
         InputError: unusable data, or ``output`` belongs to another run.
         TrainingError: no run ended with finite weights.
     """
+    check_supported()
     shop = Workshop(recipe)
-    claim(recipe, shop.facts, output)
-    if (output / MANIFEST).exists():
-        manifest: dict[str, Any] = read_json(output / MANIFEST)
-        return manifest
+    if done := on_first(lambda: begin(recipe, shop.facts, output, MANIFEST)):
+        return done
     if not recipe.learning_rates and not recipe.seeds:
         manifest = train_once(recipe, output, shop)
     else:
         manifest = _search(recipe, output, shop)
-    manifest = manifest | measure_float32(recipe, output, shop)
+    return on_first(lambda: _conclude(manifest, recipe, output, shop))
+
+
+def _conclude(
+    trained: dict[str, Any], recipe: Recipe, output: Path, shop: Workshop
+) -> dict[str, Any]:
+    """Measure the saved policy in float32 and write the manifest."""
+    manifest = trained | measure_float32(recipe, output, shop)
     write_atomic(output / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
@@ -70,13 +77,13 @@ def _search(recipe: Recipe, output: Path, shop: Workshop) -> dict[str, Any]:
     grid = [_try(recipe, rate, seeds[0], output, shop) for rate in rates]
     chosen = choose(grid)
     repeats = [_try(recipe, chosen.learning_rate, seed, output, shop) for seed in seeds[1:]]
-    manifest = _promote(_folder(output, chosen), output)
-    for tried in (chosen, *repeats):
-        _keep_log(_folder(output, tried), output / SEEDS / f"seed-{tried.seed}")
+    manifest = on_first(lambda: _promote(chosen, repeats, output))
     return manifest | {
         "search": {
             "grid": list(rates),
-            "chosen_on": "held-out implicit-reward accuracy of the first seed",
+            "chosen_on": "held-out implicit-reward accuracy of the first seed, in the arithmetic "
+            "of training; rates within each other's intervals are not told apart by it",
+            "chosen_on_pairs": len(shop.corpus.held),
             "results": [asdict(t) for t in grid],
             "chosen": chosen.learning_rate,
             "seeds": [asdict(t) for t in (chosen, *repeats)],
@@ -110,11 +117,11 @@ def _try(recipe: Recipe, rate: float, seed: int, output: Path, shop: Workshop) -
     update = {"learning_rate": rate, "seed": seed, "learning_rates": (), "seeds": ()}
     log.info("%s: learning rate %g, seed %d", recipe.objective, rate, seed)
     try:
-        if ended := _diverged(folder):
+        if ended := on_first(lambda: _diverged(folder)):
             raise TrainingError(ended)
         manifest = train_once(recipe.model_copy(update=update), folder, shop)
     except TrainingError as error:
-        reason = _diverged(folder)
+        reason = on_first(lambda: _diverged(folder))
         if reason is None:
             raise
         log.warning("%s", error)
@@ -134,13 +141,16 @@ def _diverged(folder: Path) -> str | None:
     return rows[-1].get("diverged") if rows else None
 
 
-def _promote(run: Path, output: Path) -> dict[str, Any]:
-    """Copy the chosen run's policy and log to ``output``; return its manifest."""
+def _promote(chosen: Tried, repeats: Sequence[Tried], output: Path) -> dict[str, Any]:
+    """Copy the chosen run's policy and every seed's log to ``output``; return what it found."""
+    run = _folder(output, chosen)
     for path in run.iterdir():
         if path.name not in NOT_COPIED:
             shutil.copyfile(path, output / path.name)
-    manifest: dict[str, Any] = read_json(run / TRAINED)
-    return manifest
+    for tried in (chosen, *repeats):
+        _keep_log(_folder(output, tried), output / SEEDS / f"seed-{tried.seed}")
+    found: dict[str, Any] = read_json(run / TRAINED)
+    return found
 
 
 def _keep_log(run: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 TRL's DPOTrainer was looked at first. Its loss is one method that branches on names and reads
 sequence sums; replacing it means replacing the forward pass, the reference pass and the logging
 too, and nothing of TRL would be left. transformers' Trainer brings what is wanted of it:
-checkpoints, resume, gradient accumulation, and DDP, FSDP and DeepSpeed through accelerate.
+checkpoints, resume, gradient accumulation, and data parallelism through accelerate.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from harness.errors import TrainingError
+from harness.errors import InputError, TrainingError
 from harness.progress import bar
 from harness.training.batches import Item, collate
 from harness.training.checkpoints import (
@@ -33,12 +35,14 @@ from harness.training.checkpoints import (
     write_policy,
 )
 from harness.training.heldout import HeldOut, HeldOutSet
-from harness.training.logs import StepSums, TrainLog, pair_values, peak_memory
+from harness.training.logs import LOG, StepSums, TrainLog, pair_values, peak_memory
 from harness.training.model import PreferenceModel, sides, use_bfloat16
 from harness.training.objectives import Objective
+from harness.training.ranks import on_first, processes
 from harness.training.recipe import Recipe
 
 HEAD_OPTIMIZER = "baseline_head_optimizer.pt"
+LAST_GOOD = "last_good"
 KEPT = 2
 """Checkpoints kept while training, so that one is whole while the next is written."""
 
@@ -46,7 +50,8 @@ KEPT = 2
 def arguments(recipe: Recipe, output: Path, steps: int) -> TrainingArguments:
     """Return the Trainer's arguments of a recipe."""
     cpu = not torch.cuda.is_available()
-    micro = recipe.micro_batch or recipe.batch
+    devices = processes().num_processes
+    micro = recipe.micro_batch or max(1, recipe.batch // devices)
     # The rate of step 1 is zero under warm-up: a run of one step has none.
     warm = min(math.ceil(recipe.warmup * steps), steps - 1)
     made = TrainingArguments(
@@ -70,16 +75,20 @@ def arguments(recipe: Recipe, output: Path, steps: int) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=not cpu,
         train_sampling_strategy="sequential",
     )
-    made.gradient_accumulation_steps = _accumulation(recipe.batch, micro, made.world_size)
+    made.gradient_accumulation_steps = _accumulation(recipe.batch, micro, devices)
+    if made.n_gpu > 1:
+        # Several GPUs in one process would mean DataParallel: n_gpu times the recipe's batch.
+        made._n_gpu = 1
     return made
 
 
 def _accumulation(batch: int, micro: int, devices: int) -> int:
     if batch % (micro * devices):
-        raise TrainingError(
+        raise InputError(
             f"batch {batch} is not a multiple of {micro} pairs on each of {devices} devices; "
             "set batch or micro_batch"
         )
@@ -92,6 +101,22 @@ def make_optimizer(recipe: Recipe, weights: Sequence[torch.nn.Parameter]) -> tor
     return kind(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a run trains on, and what its folder needs to be loaded.
+
+    Attributes:
+        items: the pairs of the whole run, ``batch`` of them a step. held: held-out pairs.
+        pad: token id to pad with. tokenizer: the base's. base: the name a LoRA gives its base.
+    """
+
+    items: Sequence[Item]
+    held: HeldOutSet
+    pad: int
+    tokenizer: Any
+    base: str
+
+
 class PreferenceTrainer(Trainer):
     """Trains the policy of a :class:`PreferenceModel` on one objective."""
 
@@ -100,28 +125,26 @@ class PreferenceTrainer(Trainer):
         recipe: Recipe,
         model: PreferenceModel,
         objective: Objective,
-        items: Sequence[Item],
-        held: HeldOutSet,
+        material: Material,
         output: Path,
-        pad: int,
     ) -> None:
         self.recipe = recipe
         self.objective: Objective = objective
-        self.held = held
+        self.material = material
         self.output = output
-        self._origin = {item["index"]: item["pair"].origin for item in items}
-        self.train_log = TrainLog(output / "train_log.jsonl")
+        self._origin = {item["index"]: item["pair"].origin for item in material.items}
+        self.train_log = TrainLog(output / LOG)
         self.head_optimizer: torch.optim.Optimizer | None = None
         self.final: HeldOut | None = None
         self._sums = StepSums()
-        self._step: dict[str, float] = {}
         self._seen: list[Tensor] = []
+        self._step: dict[str, float] = {}
         # Trainer's annotations know datasets and dicts; a list of items and a TypedDict will do.
-        dataset: Any = items
-        collator: Any = partial(collate, pad=pad)
+        dataset: Any = material.items
+        collator: Any = partial(collate, pad=material.pad)
         super().__init__(
             model=model,
-            args=arguments(recipe, output, len(items) // recipe.batch),
+            args=arguments(recipe, output, len(material.items) // recipe.batch),
             train_dataset=dataset,
             data_collator=collator,
             callbacks=[_Steps(self)],
@@ -170,13 +193,20 @@ class PreferenceTrainer(Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._step["gradient_norm"] = self._clip(model)
-            norm = torch.tensor([self._step["gradient_norm"]])
-            self._check("gradient", norm, torch.cat(self._seen))
+            pairs = torch.cat(self._seen)
+            self._check("gradient", torch.tensor([self._step["gradient_norm"]]), pairs)
+            self._check("gradient of the baseline head", self._head_gradient(model), pairs)
             assert self.optimizer is not None
             self._step["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
             if self.head_optimizer is not None:
                 self.head_optimizer.step()
         return loss
+
+    def _head_gradient(self, model: Any) -> Tensor:
+        """(1,) norm of the head's gradient, zero without a head."""
+        head = self.accelerator.unwrap_model(model).head
+        found = [] if head is None else [p.grad for p in head.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(found).reshape(1) if found else torch.zeros(1)
 
     def _clip(self, model: Any) -> float:
         """Clip the policy's gradient; return its norm before."""
@@ -188,23 +218,22 @@ class PreferenceTrainer(Trainer):
     def _check(self, what: str, values: Tensor, index: Tensor) -> None:
         """Stop where ``values`` are not finite on any device; keep the last good weights."""
         bad = ~torch.isfinite(values)
-        count = self.accelerator.reduce(bad.sum().to(self.args.device), "sum")
-        if not count:
+        if not self.accelerator.reduce(bad.sum().to(self.args.device), "sum"):
             return
-        step = self.state.global_step + 1
-        number = values[bad][0].item() if bad.any() else math.nan
-        self._log({"step": step, "loss": None, "diverged": f"{what} is {number}"})
-        kept = self.output / "last_good"
-        self.save_model(str(kept))
-        pairs = index[bad] if len(bad) == len(index) else index
+        mine = index[bad] if len(bad) == len(index) else index if bad.any() else index[:0]
+        found = [(values[bad][:1].tolist(), [self._origin[int(i)] for i in mine])]
+        gathered: Any = gather_object(found)
+        number = next(n for numbers, _ in gathered for n in numbers)
+        pairs = [name for _, names in gathered for name in names]
+        step, kept = self.state.global_step + 1, self.output / LAST_GOOD
+        reason = f"{what} is {number}"
+        self._log({"step": step, "loss": None, "diverged": reason, "pairs": pairs})
+        self._save_whole(kept)
         raise TrainingError(
-            f"{what} is {number} at step {step}, pairs {self._origins(pairs)}. The weights of "
+            f"{reason} at step {step}, pairs {', '.join(pairs)}. The weights of "
             f"step {step - 1} are in {kept}. Look at these pairs, or lower learning_rate, and "
             "train into a new folder."
         )
-
-    def _origins(self, index: Tensor) -> str:
-        return ", ".join(self._origin[int(i)] for i in index)
 
     def close_step(self) -> None:
         """Log the step that just ended, with held-out measures where they are due.
@@ -253,7 +282,7 @@ class PreferenceTrainer(Trainer):
         return summed.cpu()
 
     def _held_out(self) -> dict[str, float | int | None]:
-        measured = self.held.measure(self.model_wrapped, self.args.device)
+        measured = self.material.held.measure(self.model_wrapped, self.args.device)
         self.final = measured
         accuracy = measured.implicit_reward_accuracy
         return {
@@ -275,17 +304,19 @@ class PreferenceTrainer(Trainer):
         """
         self._write(Path(output_dir or self.output), torch.float32)
 
-    def save_final(self, folder: Path, base: str, tokenizer: Any) -> None:
-        """Write the trained policy in the recipe's type, as an adapter or engine loads it.
-
-        A LoRA names its base; a whole model brings its tokenizer.
+    def save_final(self) -> None:
+        """Write the trained policy to the output, in the recipe's type.
 
         Raises:
             TrainingError: a weight is not finite.
         """
+        self._save_whole(self.output)
+
+    def _save_whole(self, folder: Path) -> None:
+        """Write the policy as the adapters load it: a LoRA's base named, a model's tokenizer."""
         self._write(folder, getattr(torch, self.recipe.save_dtype))
         if self.args.should_save:
-            complete_folder(folder, base, tokenizer)
+            complete_folder(folder, self.material.base, self.material.tokenizer)
 
     def _write(self, folder: Path, dtype: torch.dtype) -> None:
         state: dict[str, Tensor] = self.accelerator.get_state_dict(self.model_wrapped)
@@ -320,14 +351,19 @@ class PreferenceTrainer(Trainer):
         Raises:
             TrainingError: loss or gradient is not finite.
         """
-        drop_partial(self.output)
-        start = last_checkpoint(self.output)
-        self.train_log.cut(0 if start is None else step_of(start))
-        self.train(resume_from_checkpoint=None if start is None else str(start))
+        start = on_first(self._start)
+        self.train(resume_from_checkpoint=start)
         if self.final is None:
             self._held_out()
         assert self.final is not None
         return self.final
+
+    def _start(self) -> str | None:
+        """Return the last whole checkpoint; what is later or in part is removed."""
+        drop_partial(self.output)
+        found = last_checkpoint(self.output)
+        self.train_log.cut(0 if found is None else step_of(found))
+        return None if found is None else str(found)
 
 
 class _Steps(TrainerCallback):

@@ -19,7 +19,7 @@ class StabilityParameters(Record):
         window: steps before a step whose median it is held against; also the steps that make up
             a run's start.
         smoothing: steps of the centred running mean (odd), and of the mean at a run's end.
-        explosion_loss: rise of the loss above its start, in multiples of its size there.
+        explosion_loss: rise of the loss above its start, in multiples of its spread.
         explosion_gradient: gradient norm in multiples of its start.
     """
 
@@ -79,8 +79,10 @@ class TrainingRow(Record):
     """One step of a training log, as far as stability is read from it.
 
     Attributes:
-        gradient_norm: before clipping.
-        kl_reference_policy: KL(reference || policy), mean over response tokens, nats.
+        gradient_norm: of the policy's weights, before clipping.
+        learning_rate: of the policy's weights, at this step.
+        tokens: response tokens of the step, both answers.
+        kl_reference_policy: KL(reference || policy), mean over the response tokens, nats.
         chosen_log_ratio: mean over the step's pairs of log pi(y^w) - log pi_ref(y^w), nats.
         held_out_accuracy: share of ``held_out_pairs`` pairs with a positive implicit-reward
             margin; only on steps that were followed by a measurement.
@@ -93,6 +95,8 @@ class TrainingRow(Record):
     step: int = Field(ge=0)
     loss: float | None
     gradient_norm: float | None
+    learning_rate: float | None = Field(default=None, ge=0.0)
+    tokens: int | None = Field(default=None, ge=1)
     kl_reference_policy: float | None = None
     chosen_log_ratio: float | None = None
     held_out_accuracy: Probability | None = None
