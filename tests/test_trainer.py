@@ -13,7 +13,7 @@ from torch import Tensor
 from training_records import CLOCK, make_recipe, make_trainer, read_log, read_weights, save_base
 from transformers import TrainerCallback
 
-from harness.errors import TrainingError
+from harness.errors import InputError
 from harness.training.batches import collate
 from harness.training.trainer import PreferenceTrainer, arguments
 
@@ -174,7 +174,7 @@ def test_batch_is_shared_out_over_devices(base: Path, pairs: Path, tmp_path: Pat
     from harness.training.trainer import _accumulation
 
     assert _accumulation(32, 4, 4) == 2
-    with pytest.raises(TrainingError, match=r"batch 32 is not a multiple of 3 .* 4 devices"):
+    with pytest.raises(InputError, match=r"batch 32 is not a multiple of 3 .* 4 devices"):
         _accumulation(32, 3, 4)
 
 

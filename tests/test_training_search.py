@@ -59,9 +59,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Started]:
         started: Started = []
 
         def run(recipe: Recipe, output: Path, shop: Any) -> dict[str, Any]:
-            search.claim(recipe, shop.facts, output)
-            if (output / search.TRAINED).exists():
-                return json.loads((output / search.TRAINED).read_text())
+            if done := search.begin(recipe, shop.facts, output, search.TRAINED):
+                return done
             started.append((recipe.learning_rate, recipe.seed))
             if started[-1] == killed_at:
                 raise KeyboardInterrupt
@@ -111,7 +110,8 @@ def test_grid_is_tried_with_the_first_seed_and_the_chosen_rate_with_all(
     assert started == [(1e-3, 3), (1e-2, 3), (1e-1, 3), (1e-2, 1)]
     assert manifest["search"] == {
         "grid": list(RATES),
-        "chosen_on": "held-out implicit-reward accuracy of the first seed",
+        "chosen_on": search.CHOSEN_ON,
+        "chosen_on_pairs": 6,
         "results": [result(1e-3, 3, 0.6), result(1e-2, 3, 0.8), result(1e-1, 3, None)],
         "chosen": 1e-2,
         "seeds": [result(1e-2, 3, 0.8), result(1e-2, 1, 0.8)],

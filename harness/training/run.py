@@ -19,7 +19,7 @@ from transformers import set_seed
 from harness import __version__
 from harness.errors import InputError
 from harness.files import read_json, write_atomic
-from harness.training.base import identity, model_folder, public_name
+from harness.training.base import check_tokenizer, identity, model_folder, public_name
 from harness.training.batches import Item, order
 from harness.training.checkpoints import CHECKPOINTS, load_policy
 from harness.training.contrast import Weights, token_weights
@@ -47,6 +47,8 @@ class Workshop:
     def __init__(self, recipe: Recipe) -> None:
         self.base = model_folder(recipe.base)
         self.reference = model_folder(recipe.reference) if recipe.reference else None
+        if self.reference:
+            check_tokenizer(self.base, self.reference)
         self.corpus: Corpus = load_corpus(recipe, self.base)
         self._weights: dict[int, Weights] = {}
         self._held: dict[bool, HeldOutSet] = {}

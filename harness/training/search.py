@@ -20,6 +20,10 @@ from harness.training.run import TRAINED, Workshop, begin, measure_float32, trai
 MANIFEST = "manifest.json"
 RUNS = "runs"
 SEEDS = "seeds"
+CHOSEN_ON = (
+    "held-out implicit-reward accuracy of the first seed, in the arithmetic of training; rates "
+    "within each other's intervals are not told apart by it"
+)
 NOT_COPIED = {"checkpoints", "last_good", TRAINED, "recipe.json"}
 
 log = logging.getLogger(__name__)
@@ -81,8 +85,7 @@ def _search(recipe: Recipe, output: Path, shop: Workshop) -> dict[str, Any]:
     return manifest | {
         "search": {
             "grid": list(rates),
-            "chosen_on": "held-out implicit-reward accuracy of the first seed, in the arithmetic "
-            "of training; rates within each other's intervals are not told apart by it",
+            "chosen_on": CHOSEN_ON,
             "chosen_on_pairs": len(shop.corpus.held),
             "results": [asdict(t) for t in grid],
             "chosen": chosen.learning_rate,
