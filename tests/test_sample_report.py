@@ -102,7 +102,7 @@ def test_sample_is_complete(comparison: dict[str, Any], generations: pd.DataFram
     weights = {
         c["spec"]["name"]: c["weights_sha256"] for c in comparison["manifest"]["checkpoints"]
     }
-    assert len(set(weights.values())) == len(weights) == 4
+    assert len(set(weights.values())) == len(weights) == 8
     assert (generations.checkpoint.map(weights) == generations.weights_sha256).all()
 
 
