@@ -148,7 +148,7 @@ def test_one_seed_has_no_spread_and_no_band(tmp_path: Path) -> None:
     files = render(found, tmp_path / "report")
     text = page_of(files).text
     assert "there is no spread" in text
-    assert f"1{NBSP}seed,{NBSP}no{NBSP}spread" in text
+    assert "1 seed, no spread" in text
     assert {c["sd"] for c in attributes(files)} == {""}
     (path,) = [p for p in files.figures if p.stem == "training-stability"]
     assert "FillBetween" not in path.read_text(encoding="utf-8")

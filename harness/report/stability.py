@@ -49,6 +49,8 @@ class SeedCell:
         low, high = self.summary.lowest, self.summary.highest
         if low is None or high is None:
             return ""
+        if low == high:
+            return "all equal".replace(" ", NBSP)
         return f"{plain(low, self.unit)} to {plain(high, self.unit)}".replace(" ", NBSP)
 
     @property
@@ -59,7 +61,7 @@ class SeedCell:
             return clean(found.reason or "not computed")
         of = f" of {found.n + found.missing}" if found.missing else ""
         if found.sd is None:
-            return f"{found.n}{of} {'seeds' if of else 'seed'}, no spread".replace(" ", NBSP)
+            return f"{found.n}{of} {'seeds' if of else 'seed'}, no spread"
         deviation = plain(found.sd, self.unit, digits=2)
         return f"sd {deviation}, n = {found.n}{of}".replace(" ", NBSP)
 

@@ -101,7 +101,7 @@ def loss_noise(losses: Floats, *, width: int) -> Finding:
     smooth = running_mean(losses, width)
     fall = float(smooth[0] - smooth.min())
     if fall <= deviation.value * math.sqrt(2 / width):
-        reason = f"the smoothed loss fell by {fall:.3g}, no more than its noise explains"
+        reason = "the loss fell no more than its noise explains"
         return Finding(value=None, n=deviation.n, reason=reason)
     return Finding(value=deviation.value / fall, n=deviation.n)
 
