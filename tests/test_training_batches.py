@@ -124,6 +124,15 @@ def test_batches_keep_like_lengths_together_and_are_shuffled() -> None:
     assert sizes != sorted(sizes)
 
 
+def test_grouping_by_length_can_be_switched_off() -> None:
+    pairs = pairs_of_lengths(4 * WINDOW)
+    groups = drawn(4 * WINDOW, group_by_length=False)
+    assert sorted(chain.from_iterable(groups)) == list(range(4 * WINDOW))
+    sizes = [[length(pairs[i]) for i in group] for group in groups]
+    spans = sorted((min(group), max(group)) for group in sizes)
+    assert any(one[1] > other[0] for one, other in pairwise(spans))
+
+
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [

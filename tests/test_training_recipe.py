@@ -196,6 +196,7 @@ OTHER: dict[str, tuple[list[str], Any]] = {
     "steps": (["9"], 9),
     "batch": (["12"], 12),
     "micro_batch": (["6"], 6),
+    "group_by_length": ([], False),
     "max_length": (["none"], None),
     "max_prompt": (["100"], 100),
     "max_response": (["50"], 50),
@@ -239,8 +240,8 @@ def test_every_flag_reaches_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr("harness.training.search.train", refuse)
     words = ["--output", str(tmp_path / "out"), "--set", "beta=0.5"]
-    for key, (values, _) in OTHER.items():
-        flag = f"--{key.replace('_', '-')}"
+    for key, (values, other) in OTHER.items():
+        flag = f"--{'no-' if other is False else ''}{key.replace('_', '-')}"
         words += [w for v in values for w in (flag, v)] or [flag]
     done = CliRunner().invoke(cli, ["train", *words])
     assert str(done.exception) == "enough"

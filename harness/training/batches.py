@@ -82,16 +82,18 @@ def step_count(recipe: Recipe, pairs: int) -> int:
     return recipe.steps or max(1, math.floor(recipe.epochs * (pairs // recipe.batch)))
 
 
-def epoch(pairs: Sequence[TokenPair], batch: int, rng: np.random.Generator) -> list[list[int]]:
-    """Return one pass over ``pairs`` as shuffled full batches of similar lengths.
+def epoch(
+    pairs: Sequence[TokenPair], batch: int, window: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Return one pass over ``pairs`` as shuffled full batches.
 
-    A last part of a batch is left out before pairs are sorted: any pair may be in it, not the
-    longest ones alone.
+    Pairs are sorted by length within ``window`` batches; one batch is no window at all. A last
+    part of a batch is left out before that: any pair may be in it, not the longest ones alone.
     """
     order = [int(i) for i in rng.permutation(len(pairs))][: len(pairs) // batch * batch]
     groups: list[list[int]] = []
-    for start in range(0, len(order), WINDOW * batch):
-        near = sorted(order[start : start + WINDOW * batch], key=lambda i: length(pairs[i]))
+    for start in range(0, len(order), window * batch):
+        near = sorted(order[start : start + window * batch], key=lambda i: length(pairs[i]))
         full = [near[i : i + batch] for i in range(0, len(near) - batch + 1, batch)]
         groups += [full[int(i)] for i in rng.permutation(len(full))]
     return groups
@@ -100,11 +102,12 @@ def epoch(pairs: Sequence[TokenPair], batch: int, rng: np.random.Generator) -> l
 def order(pairs: Sequence[TokenPair], recipe: Recipe, rng: np.random.Generator) -> list[int]:
     """Return the numbers of the pairs in the order of a whole run: ``batch`` of them a step.
 
-    The order depends on the seed, the pairs and the batch alone, so that every objective of a
-    comparison sees the same pairs at the same step. Needs at least ``batch`` pairs.
+    The order depends on the seed, the pairs, the batch and its grouping alone, so that every
+    objective of a comparison sees the same pairs at the same step. Needs ``batch`` pairs or more.
     """
     groups: list[list[int]] = []
     steps = step_count(recipe, len(pairs))
+    window = WINDOW if recipe.group_by_length else 1
     while len(groups) < steps:
-        groups += epoch(pairs, recipe.batch, rng)
+        groups += epoch(pairs, recipe.batch, window, rng)
     return [i for group in groups[:steps] for i in group]

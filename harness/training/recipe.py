@@ -71,6 +71,9 @@ class Recipe(Record):
     batch: Count = _key(32, "Pairs a step, over all devices.")
     micro_batch: Count | None = _key(None, "Pairs at once on one device; by default all of them.")
 
+    group_by_length: bool = _key(
+        True, "Batches of similar lengths: faster, but gradient norms then follow the length."
+    )
     max_length: Count | None = _key(2048, "Longest prompt plus answer, tokens.")
     max_prompt: Count | None = _key(None, "Longest prompt, tokens; oldest turns are dropped.")
     max_response: Count | None = _key(None, "Longest answer, tokens.")
