@@ -45,8 +45,12 @@ def judgments() -> pd.DataFrame:
     return table("judgments")
 
 
-def check_interval(estimate: dict[str, Any], draws: np.ndarray, slack: float = 0.02) -> None:
-    """Bounds must be the 2.5 % and 97.5 % points of another bootstrap, ties allowed for."""
+def check_interval(estimate: dict[str, Any], draws: np.ndarray, slack: float = 0.03) -> None:
+    """Bounds must be the 2.5 % and 97.5 % points of another bootstrap, ties allowed for.
+
+    The share of 2,000 draws beyond a bound has a standard error of 0.005 between two bootstraps;
+    among some 3,000 bounds a few are four of them apart.
+    """
     for bound, level in ((estimate["low"], 0.025), (estimate["high"], 0.975)):
         assert (draws < bound - 1e-9).mean() <= level + slack, (estimate, level)
         assert (draws <= bound + 1e-9).mean() >= level - slack, (estimate, level)

@@ -95,7 +95,8 @@ def test_stop_names_step_and_pairs_and_keeps_the_last_good_weights(
     assert any("baseline_head" in key for key in read_weights(kept)) == (name == "tbpo-q")
     rows = read_log(tmp_path / "out")
     assert rows[:2] == read_log(tmp_path / "whole")[:2]
-    assert rows[2:] == [{"step": 3, "loss": None, "diverged": rows[2]["diverged"]}]
+    stop = {"step": 3, "loss": None, "diverged": rows[2]["diverged"], "pairs": named}
+    assert rows[2:] == [stop]
     assert re.fullmatch(what, rows[2]["diverged"])
 
 
