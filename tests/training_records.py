@@ -70,7 +70,6 @@ def make_trainer(
     """The trainer of one run, as ``train_once`` makes it, before its first step."""
     from transformers import set_seed
 
-    from harness.training.model import build_model
     from harness.training.objectives import build_objective
     from harness.training.run import Workshop
     from harness.training.trainer import Material, PreferenceTrainer
@@ -79,8 +78,7 @@ def make_trainer(
     objective = objective or build_objective(recipe.objective, recipe.options)
     items = shop.items(recipe, objective.requires)
     set_seed(recipe.seed)
-    reference = None if shop.reference is None else str(shop.reference)
-    model = build_model(recipe, str(shop.base), reference, objective.requires)
+    model = shop.model(recipe, objective.requires)
     material = Material(
         items=items,
         held=shop.held(recipe),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.adapters.hf_folder import HEAD_PREFIX
 from harness.errors import TrainingError
 from harness.files import read_json, write_atomic
 from harness.training.model import PreferenceModel
@@ -20,7 +21,6 @@ CHECKPOINTS = "checkpoints"
 COMPLETE = "complete.json"
 """Written last into a checkpoint: one without it was cut short and is not used."""
 HEAD_FILE = "baseline_head.safetensors"
-HEAD_PREFIX = "baseline_head."
 POLICY_PREFIX = "policy."
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIG = "config.json"

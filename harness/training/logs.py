@@ -16,7 +16,6 @@ from harness.errors import InputError
 from harness.files import write_atomic
 from harness.training.objectives import TokenStatistics
 
-LOG = "train_log.jsonl"
 PAIR_MEANS = (
     "loss",
     "margin",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,20 +24,19 @@ from harness.training.checkpoints import CHECKPOINTS, load_policy
 from harness.training.contrast import Weights, token_weights
 from harness.training.corpus import Corpus, load_corpus
 from harness.training.heldout import HeldOutSet
-from harness.training.logs import LOG, TrainLog
-from harness.training.model import build_model, use_bfloat16
+from harness.training.logs import TrainLog
+from harness.training.model import PreferenceModel, build_model, use_bfloat16
 from harness.training.objectives import Statistic, build_objective
 from harness.training.ranks import on_first, processes
 from harness.training.recipe import Recipe
 from harness.training.trainer import Material, PreferenceTrainer
+from harness.training_logs import LOG
 
 TRAINED = "trained.json"
 """What a finished run measured; the manifest adds the search and the float32 measures."""
 RECIPE = "recipe.json"
 FINAL_STEPS = 10
 """Last steps whose losses the manifest averages."""
-
-log = logging.getLogger(__name__)
 
 
 class Workshop:
@@ -67,6 +65,11 @@ class Workshop:
             Item(pair=self.corpus.training[i], index=i, weights=self._weights.get(i))
             for i in numbers
         ]
+
+    def model(self, recipe: Recipe, requires: frozenset[Statistic]) -> PreferenceModel:
+        """Return policy and reference of a recipe, untrained."""
+        reference = None if self.reference is None else str(self.reference)
+        return build_model(recipe, str(self.base), reference, requires)
 
     def held(self, recipe: Recipe) -> HeldOutSet:
         """Return the held-out pairs; the reference reads them once in each arithmetic."""
@@ -126,8 +129,7 @@ def train_once(recipe: Recipe, output: Path, shop: Workshop) -> dict[str, Any]:
     objective = build_objective(recipe.objective, recipe.options)
     items = shop.items(recipe, objective.requires)
     set_seed(recipe.seed)
-    reference = None if shop.reference is None else str(shop.reference)
-    model = build_model(recipe, str(shop.base), reference, objective.requires)
+    model = shop.model(recipe, objective.requires)
     held = shop.held(recipe)
     started = time.monotonic()
     material = Material(
@@ -210,8 +212,7 @@ def measure_float32(recipe: Recipe, folder: Path, shop: Workshop) -> dict[str, A
     gc.collect()
     torch.cuda.empty_cache()
     exact = recipe.model_copy(update={"bf16": "no"})
-    reference = None if shop.reference is None else str(shop.reference)
-    model = build_model(exact, str(shop.base), reference, frozenset())
+    model = shop.model(exact, frozenset())
     device = processes().device
     load_policy(model, folder)
     held, model = shop.held(exact), model.to(device)

@@ -12,19 +12,21 @@ from typing import Any
 
 from harness.errors import TrainingError
 from harness.files import read_json, write_atomic
-from harness.training.logs import LOG, TrainLog
+from harness.training.checkpoints import CHECKPOINTS
+from harness.training.logs import TrainLog
 from harness.training.ranks import check_supported, on_first
 from harness.training.recipe import Recipe
-from harness.training.run import TRAINED, Workshop, begin, measure_float32, train_once
+from harness.training.run import RECIPE, TRAINED, Workshop, begin, measure_float32, train_once
+from harness.training.trainer import LAST_GOOD
+from harness.training_logs import LOG, SEEDS
 
 MANIFEST = "manifest.json"
 RUNS = "runs"
-SEEDS = "seeds"
 CHOSEN_ON = (
     "held-out implicit-reward accuracy of the first seed, in the arithmetic of training; rates "
     "within each other's intervals are not told apart by it"
 )
-NOT_COPIED = {"checkpoints", "last_good", TRAINED, "recipe.json"}
+NOT_COPIED = {CHECKPOINTS, LAST_GOOD, RECIPE, TRAINED}
 
 log = logging.getLogger(__name__)
 

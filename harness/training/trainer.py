@@ -35,11 +35,12 @@ from harness.training.checkpoints import (
     write_policy,
 )
 from harness.training.heldout import HeldOut, HeldOutSet
-from harness.training.logs import LOG, StepSums, TrainLog, pair_values, peak_memory
+from harness.training.logs import StepSums, TrainLog, pair_values, peak_memory
 from harness.training.model import PreferenceModel, sides, use_bfloat16
 from harness.training.objectives import Objective
 from harness.training.ranks import on_first, processes
 from harness.training.recipe import Recipe
+from harness.training_logs import LOG
 
 HEAD_OPTIMIZER = "baseline_head_optimizer.pt"
 LAST_GOOD = "last_good"
