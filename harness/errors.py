@@ -43,6 +43,10 @@ class EngineError(TbpoError):
     exit_code = 4
 
 
+class EngineDiedError(EngineError):
+    """The engine stopped working while it answered; started again, it may go on."""
+
+
 class TrainingError(TbpoError):
     """Training stopped: its data or its loss cannot be used."""
 

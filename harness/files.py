@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError, InputError
+
+GZIP = b"\x1f\x8b"
+"""First bytes of a gzip file."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""First bytes of a UTF-8 file as some spreadsheets write it."""
 
 
 def cache_root() -> Path:
@@ -80,8 +88,51 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(path, error.lineno, f"not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply to be read") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content, unpacked where it is gzip by its first bytes.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(GZIP) else content
+    except (OSError, EOFError, zlib.error) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {problem}") from error
+
+
+def json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects of a JSONL file, plain or gzip, each with its line's number from 1.
+
+    Raises:
+        InputError: the file cannot be read.
+        DataError: a line is not UTF-8, not JSON or not an object; blank lines are passed over.
+    """
+    lines = read_bytes(path).removeprefix(BYTE_ORDER_MARK).splitlines()
+    numbered = enumerate(lines, start=1)
+    return [(number, _json_object(path, number, raw)) for number, raw in numbered if raw.strip()]
+
+
+def _json_object(path: Path, number: int, raw: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(path, number, f"not valid UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        problem = f"not valid JSON: {error.msg} at column {error.colno}"
+        raise DataError(path, number, problem) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(path, number, f"not usable JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(path, number, f"expected an object, found {type(row).__name__}")
+    return row
 
 
 def sha256_file(path: Path) -> str:

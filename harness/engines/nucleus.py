@@ -9,36 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 from harness.engines import TOP_P_KEY
+from harness.engines.distribution import truncate
 from harness.engines.rows import follow
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-Floats = NDArray[np.float32]
-
-
-def truncate(logits: Floats, p: float) -> None:
-    """Set (V,) logits outside the nucleus of mass ``p`` to minus infinity, in place.
-
-    Keeps the smallest set of most likely tokens whose probabilities add up to at least ``p``, and
-    always the likeliest token; tokens exactly as likely as the least one kept stay too (Holtzman
-    et al., 2020, arXiv 1904.09751, section 3.1). In numpy, which starts no threads: rows are
-    short, and threads would wait for each other.
-    """
-    weights = np.exp(logits - logits.max())
-    total = weights.sum(dtype=np.float64)
-    ascending = np.sort(weights[weights >= (1 - p) / len(logits) * total]).astype(np.float64)
-    mass_up_to = total - ascending.sum() + ascending.cumsum()
-    least = int(np.searchsorted(mass_up_to, (1 - p) * total, side="right"))
-    logits[weights < ascending[min(least, len(ascending) - 1)]] = -np.inf
 
 
 class NucleusFilter(LogitsProcessor):

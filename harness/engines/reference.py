@@ -1,4 +1,8 @@
-"""Independent readings with transformers in float32: log-probabilities of given answers."""
+"""Readings of given tokens with transformers: log-probabilities, and divergence from a base.
+
+Final hidden states of a batch are computed at once, logits for a chunk of positions at a time, so
+that memory does not grow with batch times vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from harness.engines.batching import batches
-from harness.types import Loadable, Record
+from harness.engines.loading import load_model, release_memory
+from harness.types import Dtype, Loadable, Record
 
 TOKENS_A_BATCH = 4096
 """Padded tokens in one forward pass: bounds memory and keeps the matrix products large."""
+
+TOKENS_WITH_LOGITS = 1024
+"""The same where the model must make the logits of all positions itself."""
+
+POSITIONS = 256
+"""Positions whose logits over the vocabulary are held at once."""
+
+HEAD_TOLERANCE = 1e-3
+"""Largest difference, relative to the largest logit, between a model's logits and its head's."""
 
 
 class Continuation(Record):
@@ -19,48 +33,156 @@ class Continuation(Record):
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and answer."""
+        return (*self.prompt, *self.answer)
 
-class ReferenceModel:
-    """A causal language model in float32 that scores given tokens."""
 
-    def __init__(self, checkpoint: Loadable) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+class Divergence(Record):
+    """How two models differ at one token of an answer.
 
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
-        self._model = model.to(self._device).eval()
+    Attributes:
+        kl: KL(p || q) of the next-token distributions before the token, nats, >= 0.
+        log_ratio: log p - log q of the token itself, nats; its mean over tokens drawn from p is
+            the divergence, and one value may be negative.
+    """
+
+    kl: float
+    log_ratio: float
+
+
+class TokenReader:
+    """Reads given tokens with a model that is held already.
+
+    Args:
+        model: a transformers model for causal language modelling, its dropout off.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._factored = _head_makes_all(model)
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits, padding included."""
+        return int(self._model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def budget(self) -> int:
+        """Padded tokens in one forward pass."""
+        return TOKENS_A_BATCH if self._factored else TOKENS_WITH_LOGITS
 
     def token_logprobs(self, items: Sequence[Continuation]) -> Iterator[tuple[str, list[float]]]:
         """Yield (key, log-probabilities in nats of the answer's tokens) for every item."""
-        lengths = [len(item.prompt) + len(item.answer) for item in items]
-        for group in batches(lengths, TOKENS_A_BATCH):
-            yield from self._score([items[i] for i in group])
+        for batch in _batches(items, self.budget):
+            states = self.states(batch)
+            for row, item in enumerate(batch):
+                yield item.key, self._logprobs(item, states[row])
 
-    def _score(self, batch: Sequence[Continuation]) -> list[tuple[str, list[float]]]:
+    def _logprobs(self, item: Continuation, states: Any) -> list[float]:
+        found: list[float] = []
+        for places, targets in _chunks(item, states.device):
+            logits = self.log_probabilities(states[places])
+            found += logits.gather(-1, targets).squeeze(-1).tolist()
+        return found
+
+    def divergences(
+        self, base: TokenReader, items: Sequence[Continuation]
+    ) -> Iterator[tuple[str, list[Divergence]]]:
+        """Yield (key, divergence from ``base`` at each of the answer's tokens) for every item.
+
+        Exact over the vocabulary, which both models must share.
+        """
+        for batch in _batches(items, min(self.budget, base.budget)):
+            own, other = self.states(batch), base.states(batch)
+            for row, item in enumerate(batch):
+                found: list[Divergence] = []
+                for places, targets in _chunks(item, own.device):
+                    p = self.log_probabilities(own[row, places])
+                    q = base.log_probabilities(other[row, places])
+                    found += _divergences(p, q, targets)
+                yield item.key, found
+
+    def states(self, batch: Sequence[Continuation]) -> Any:
+        """Return (B, L, D) of right-padded sequences: what `log_probabilities` takes."""
         import torch
 
-        length = max(len(c.prompt) + len(c.answer) for c in batch)
-        tokens = torch.zeros((len(batch), length), dtype=torch.long, device=self._device)
+        length = max(len(item.tokens) for item in batch)
+        tokens = torch.zeros((len(batch), length), dtype=torch.long, device=self._model.device)
         attention = torch.zeros_like(tokens)
         for row, item in enumerate(batch):
-            both = torch.tensor([*item.prompt, *item.answer], device=self._device)
+            both = torch.tensor(item.tokens, device=tokens.device)
             tokens[row, : len(both)] = both
             attention[row, : len(both)] = 1
+        inputs = {"input_ids": tokens, "attention_mask": attention, "use_cache": False}
         with torch.inference_mode():
-            backbone = self._model.get_decoder()
-            states = backbone(input_ids=tokens, attention_mask=attention).last_hidden_state
-            return [self._row(item, states[row], tokens[row]) for row, item in enumerate(batch)]
+            if self._factored:
+                return self._model.get_decoder()(**inputs).last_hidden_state
+            return self._model(**inputs).logits
 
-    def _row(self, item: Continuation, states: Any, tokens: Any) -> tuple[str, list[float]]:
-        start, end = len(item.prompt), len(item.prompt) + len(item.answer)
-        logits = self._model.get_output_embeddings()(states[start - 1 : end - 1]).float()
-        picked = logits.gather(-1, tokens[start:end].unsqueeze(-1)).squeeze(-1)
-        return item.key, (picked - logits.logsumexp(-1)).tolist()
+    def log_probabilities(self, states: Any) -> Any:
+        """Return (N, V) log-probabilities, float32 nats, of (N, D) states."""
+        import torch
+
+        with torch.inference_mode():
+            made = self._model.get_output_embeddings()(states) if self._factored else states
+            return made.float().log_softmax(-1)
+
+
+class ReferenceModel(TokenReader):
+    """A checkpoint in float32: the independent reading that an engine is held against."""
+
+    def __init__(self, checkpoint: Loadable) -> None:
+        super().__init__(load_model(checkpoint, Dtype.FLOAT32))
+
+    def close(self) -> None:
+        """Give the model's memory back; nothing can be read after it."""
+        self._model = None
+        release_memory()
+
+
+def _head_makes_all(model: Any) -> bool:
+    """Whether logits are output layer times final state: no cap (Gemma 2), no scale (Cohere)."""
+    import torch
+
+    with torch.inference_mode():
+        probe = torch.arange(1, 5, device=model.device).unsqueeze(0)
+        own = model(input_ids=probe, use_cache=False).logits.float()
+        states = model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state
+        made = model.get_output_embeddings()(states).float()
+    if made.shape != own.shape:
+        return False
+    return bool((made - own).abs().max() <= HEAD_TOLERANCE * own.abs().max())
+
+
+def _batches(items: Sequence[Continuation], budget: int) -> Iterator[list[Continuation]]:
+    for group in batches([len(item.tokens) for item in items], budget):
+        yield [items[i] for i in group]
+
+
+def _chunks(item: Continuation, device: Any) -> Iterator[tuple[slice, Any]]:
+    """Yield the N places before some of the answer's tokens, and (N, 1) those tokens."""
+    import torch
+
+    for first in range(0, len(item.answer), POSITIONS):
+        part = item.answer[first : first + POSITIONS]
+        start = len(item.prompt) - 1 + first
+        yield slice(start, start + len(part)), torch.tensor(part, device=device).unsqueeze(-1)
+
+
+def _divergences(p: Any, q: Any, targets: Any) -> list[Divergence]:
+    """Return the divergences of (N, V) log-probabilities at (N, 1) tokens."""
+    weights = p.exp()
+    # A token that p rules out counts nothing; zero times infinity would be NaN.
+    kl = (weights * (p - q)).masked_fill_(weights == 0, 0.0).sum(-1).clamp(min=0.0)
+    ratios = (p.gather(-1, targets) - q.gather(-1, targets)).squeeze(-1)
+    pairs = zip(kl.tolist(), ratios.tolist(), strict=True)
+    return [Divergence(kl=one, log_ratio=other) for one, other in pairs]
 
 
 def answer_sums(
-    model: ReferenceModel,
+    model: TokenReader,
     items: Sequence[Continuation],
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:

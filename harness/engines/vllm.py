@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from harness.engines import ENTROPY_KEY, TOP_P_KEY, Completion, Request
+from harness.engines import (
+    FORCED_KEY,
+    PROBE_KEY,
+    TOP_P_KEY,
+    Completion,
+    Request,
+    TokenStatistics,
+)
 from harness.engines.environment import is_cpu_build
-from harness.errors import EngineError, InputError
-from harness.types import FinishReason, Loadable, Record
+from harness.engines.settings import GIB, EngineSettings
+from harness.errors import EngineDiedError, EngineError, InputError
+from harness.types import FinishReason, Loadable
 
-GIB = 2**30
 WHOLE_PREFILL = 2048
 """Prompt tokens prefilled in one step on a CPU, where chunked prefill is off."""
 
-
-class EngineSettings(Record):
-    """Settings of the engine that can change its results or its speed.
-
-    Attributes:
-        max_model_len: longest prompt plus answer, in tokens.
-        max_num_seqs: most sequences decoded together.
-        chunk: requests handed over at once; a stopped run repeats its unfinished chunk whole, so
-            that every answer is computed in the batch it would have had undisturbed.
-        kv_cache_gib: size of the key-value cache on a CPU.
-        gpu_memory_utilization: share of a GPU's memory the engine may take.
-        enforce_eager: no graph capture.
-        own_top_p: truncate by this package's filter instead of vLLM's, which sorts the whole
-            vocabulary and is slow on a CPU; the kept tokens are the same but for rounding.
-    """
-
-    max_model_len: int = Field(default=1024, ge=1)
-    max_num_seqs: int = Field(default=64, ge=1)
-    chunk: int = Field(default=1024, ge=1)
-    kv_cache_gib: float = Field(default=1.0, gt=0.0)
-    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    enforce_eager: bool = True
-    own_top_p: bool = True
-
-
-def default_settings(limit: int, wanted: int | None) -> EngineSettings:
-    """Return settings that fit the hardware: small batches on a CPU, large ones on a GPU.
-
-    Args:
-        limit: longest context the model was trained for, in tokens.
-        wanted: the user's ``max_model_len``, if any.
-
-    Raises:
-        InputError: more is wanted than the model can take.
-    """
-    if wanted is not None and wanted > limit:
-        raise InputError(f"--max-model-len {wanted} is beyond the model's own limit of {limit}")
-    if is_cpu_build():
-        return EngineSettings(max_model_len=wanted or min(limit, 1024))
-    return EngineSettings(
-        max_model_len=wanted or min(limit, 4096),
-        max_num_seqs=256,
-        chunk=4096,
-        enforce_eager=False,
-        own_top_p=False,
-    )
+FAILURES = (RuntimeError, ValueError, OSError, KeyError, MemoryError, AssertionError, TypeError)
+"""What vLLM and torch raise while starting, loading and working."""
 
 
 def engine_arguments(checkpoint: Loadable, settings: EngineSettings, seed: int) -> dict[str, Any]:
@@ -75,56 +36,95 @@ def engine_arguments(checkpoint: Loadable, settings: EngineSettings, seed: int) 
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
+        "quantization": settings.quantization,
         "enforce_eager": settings.enforce_eager,
-        "enable_prefix_caching": True,
-        "logits_processors": ["harness.engines.entropy:EntropyProbe"],
+        "enable_prefix_caching": not settings.deterministic,
+        "logits_processors": _processors(settings),
         # With a step in flight the probe would see one distribution more than tokens are kept.
         "async_scheduling": False,
-        "worker_extension_cls": "harness.engines.entropy.EntropyWorker",
+        "worker_extension_cls": "harness.engines.probe.WorkerExtension",
         "disable_log_stats": True,
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
     }
-    if settings.own_top_p:
-        arguments["logits_processors"].append("harness.engines.nucleus:NucleusFilter")
-    if is_cpu_build():
-        arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
+    return arguments | _lora_arguments(checkpoint, settings) | _hardware_arguments(settings)
+
+
+def _processors(settings: EngineSettings) -> list[str]:
+    wanted = {
+        "harness.engines.probe:TokenProbe": settings.entropy or settings.max_loras,
+        "harness.engines.nucleus:NucleusFilter": settings.own_top_p,
+    }
+    return [name for name, on in wanted.items() if on]
+
+
+def _lora_arguments(checkpoint: Loadable, settings: EngineSettings) -> dict[str, Any]:
+    if checkpoint.lora is None:
+        return {}
+    # One slot stays free: with all of them filled, vLLM's CPU build gives an adapter's weights to
+    # requests that name none.
+    return {
+        "enable_lora": True,
+        "max_loras": settings.max_loras + 1,
+        "max_lora_rank": settings.max_lora_rank,
+    }
+
+
+def _hardware_arguments(settings: EngineSettings) -> dict[str, Any]:
+    if not is_cpu_build():
+        return {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    arguments: dict[str, Any] = {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
         # vLLM rewinds a seeded request's generator after a partial prefill by an offset that a
         # CPU generator does not have, so prompts must be prefilled whole.
-        arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(settings.max_model_len, WHOLE_PREFILL)
-    else:
-        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
-    return arguments
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(settings.max_model_len, WHOLE_PREFILL),
+    }
+    return arguments | ({"max_num_seqs": 1} if settings.deterministic else {})
 
 
 class VllmEngine:
-    """An in-process vLLM engine whose weights can be exchanged.
+    """A vLLM engine in this process whose weights can be exchanged.
 
-    The weights of a second checkpoint are read into the running engine with vLLM's own
-    ``reload_weights``; the prefix cache, which holds the old checkpoint's keys and values, is
-    emptied. Callers prove each exchange with ``prompt_logprobs`` on a canary.
+    The weights of a second checkpoint are read into the running engine (vLLM's own
+    ``reload_weights``, completed by ``WorkerExtension.exchange_weights``); the prefix cache, which
+    holds the old checkpoint's keys and values, is emptied. Callers prove each exchange with
+    ``prompt_logprobs`` on a canary.
+
+    An unmerged LoRA stays beside its base's weights. Requests of one call all belong to the
+    checkpoint that is held, so that base and adapter never share a batch.
     """
 
     def __init__(self, settings: EngineSettings, seed: int) -> None:
         self.settings = settings
         self.seed = seed
-        self.starts = 0
         self._llm: Any = None
         self._held: Loadable | None = None
+        self._loras: dict[str, int] = {}
 
-    def load(self, checkpoint: Loadable) -> None:
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name, versions and settings."""
+        return self.settings.identity("vllm")
+
+    def load(self, checkpoint: Loadable) -> bool:
         """Hold ``checkpoint``: start the engine on it, or exchange the running engine's weights.
 
+        Returns whether the engine was started.
+
         Raises:
-            EngineError: the engine does not start or refuses the weights.
+            EngineError: the engine does not start or refuses the weights; the next load starts
+                a new one.
             InputError: the checkpoint's architecture is not the engine's.
         """
-        if self._llm is None:
+        started = self._llm is None
+        if started:
             self._start(checkpoint)
         else:
             self._exchange(checkpoint)
         self._held = checkpoint
+        return started
 
     def _start(self, checkpoint: Loadable) -> None:
         try:
@@ -135,27 +135,26 @@ class VllmEngine:
             ) from error
         try:
             self._llm = LLM(**engine_arguments(checkpoint, self.settings, self.seed))
-        except (RuntimeError, ValueError, OSError) as error:
+        except FAILURES as error:
             raise EngineError(f"vLLM did not start on '{checkpoint.spec.name}': {error}") from error
-        self.starts += 1
 
     def _exchange(self, checkpoint: Loadable) -> None:
         held = self._held
         assert held is not None
-        if checkpoint.architecture != held.architecture or checkpoint.spec.dtype != held.spec.dtype:
-            raise InputError(
-                f"'{checkpoint.spec.name}' differs from '{held.spec.name}' in architecture or "
-                "dtype; one engine holds checkpoints of one architecture. Compare it in a run of "
-                "its own."
-            )
+        _check_fits(checkpoint, held)
+        if checkpoint.lora is None or checkpoint.folder != held.folder:
+            self._reload(checkpoint)
+        self.reset()
+
+    def _reload(self, checkpoint: Loadable) -> None:
         try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": checkpoint.folder})
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            self._llm.collective_rpc("exchange_weights", args=(checkpoint.folder,))
+        except Exception as error:  # safetensors and vLLM's loaders raise classes of their own
             self.close()
             raise EngineError(
-                f"the engine refused the weights of '{checkpoint.spec.name}': {error}"
+                f"the engine refused the weights of '{checkpoint.spec.name}' "
+                f"({checkpoint.folder}): {type(error).__name__}: {error}"
             ) from error
-        self.reset()
 
     def reset(self) -> None:
         """Empty the prefix cache, so that what follows does not depend on what came before."""
@@ -164,6 +163,9 @@ class VllmEngine:
 
     def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log-probabilities, nats, of each sequence's tokens but the first."""
+        assert self._held is not None
+        if self._held.lora is not None:
+            return self._forced_logprobs(sequences)
         from vllm import SamplingParams, TokensPrompt
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
@@ -171,43 +173,84 @@ class VllmEngine:
         with _engine_errors("reading log-probabilities"):
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         self.reset()
-        return [
-            [
-                step[token].logprob
-                for token, step in zip(out.prompt_token_ids[1:], steps, strict=True)
-            ]
-            for out in outputs
-            for steps in [out.prompt_logprobs[1:]]
-        ]
+        return [_prompt_row(out) for out in outputs]
+
+    def _forced_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Read the same through decoding: vLLM's prompt log-probabilities fail beside a LoRA."""
+        from vllm import SamplingParams
+
+        waiting = {}
+        for place, ids in enumerate(sequences):
+            forced = [int(i) for i in ids[1:]]
+            extra = {PROBE_KEY: f"forced {place}", FORCED_KEY: forced}
+            waiting[f"forced {place}"] = (
+                [int(ids[0])],
+                SamplingParams(
+                    temperature=0.0, max_tokens=len(forced), ignore_eos=True, extra_args=extra
+                ),
+            )
+        found = {key: list(stats.logprobs) for _, key, stats in self._answers(waiting)}
+        self.reset()
+        return [found[key] for key in waiting]
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield completions as they finish; the batch schedule depends on ``requests`` alone."""
-        from vllm.inputs.engine import tokens_input
+        """Yield completions as they finish; the batch schedule depends on ``requests`` alone.
 
+        Raises:
+            EngineDiedError: vLLM failed.
+        """
         self.reset()
-        engine = self._llm.llm_engine
-        waiting = {}
-        for request in requests:
-            waiting[request.key] = request
-            engine.add_request(
-                request.key,
-                tokens_input(list(request.prompt)),
+        waiting = {
+            request.key: (
+                list(request.prompt),
                 sampling_params(request, own_top_p=self.settings.own_top_p),
             )
-        while waiting:
+            for request in requests
+        }
+        for out, _, statistics in self._answers(waiting):
+            yield _completion(out, statistics)
+
+    def _answers(
+        self, waiting: Mapping[str, tuple[list[int], Any]]
+    ) -> Iterator[tuple[Any, str, TokenStatistics]]:
+        """Yield vLLM's output, key and statistics of every (prompt, parameters) as it finishes."""
+        from vllm.inputs.engine import tokens_input
+
+        engine = self._llm.llm_engine
+        lora = self._lora_request()
+        with _engine_errors("taking requests"):
+            for key, (prompt, params) in waiting.items():
+                engine.add_request(key, tokens_input(prompt), params, lora_request=lora)
+        left = len(waiting)
+        while left:
             with _engine_errors("generating"):
                 done = [out for out in engine.step() if out.finished]
-            if not done:
-                continue
-            entropies = self._entropies([out.request_id for out in done])
+                found = self._statistics(done) if done else {}
+            left -= len(done)
             for out in done:
-                del waiting[out.request_id]
-                yield _completion(out, entropies.get(out.request_id, []))
+                yield out, out.request_id, found.get(out.request_id, TokenStatistics())
 
-    def _entropies(self, keys: list[str]) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
-        for part in self._llm.collective_rpc("take_entropies", args=(keys,)):
-            found |= {key: values for key, values in part.items() if values}
+    def _lora_request(self) -> Any:
+        assert self._held is not None
+        if self._held.lora is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        name = self._held.weights_sha256
+        number = self._loras.setdefault(name, len(self._loras) + 1)
+        return LoRARequest(name, number, str(Path(self._held.lora).resolve()))
+
+    def _statistics(self, done: Sequence[Any]) -> dict[str, TokenStatistics]:
+        answers = {out.request_id: list(out.outputs[0].token_ids) for out in done}
+        found: dict[str, TokenStatistics] = {}
+        for part in self._llm.collective_rpc("take_statistics", args=(answers,)):
+            for key, (logprobs, entropies, top) in part.items():
+                if len(logprobs) == len(entropies) == len(answers[key]):
+                    found[key] = TokenStatistics(
+                        logprobs=tuple(logprobs),
+                        entropies=tuple(entropies),
+                        entropies_top20=tuple(top),
+                    )
         return found
 
     def close(self) -> None:
@@ -217,15 +260,37 @@ class VllmEngine:
             core.shutdown()
         self._llm = None
         self._held = None
+        self._loras = {}
+
+
+def _check_fits(checkpoint: Loadable, held: Loadable) -> None:
+    same = (
+        checkpoint.architecture == held.architecture
+        and checkpoint.spec.dtype == held.spec.dtype
+        and (checkpoint.lora is None) == (held.lora is None)
+        and (checkpoint.lora is None or checkpoint.folder == held.folder)
+    )
+    if not same:
+        raise InputError(
+            f"'{checkpoint.spec.name}' differs from '{held.spec.name}' in architecture, dtype or "
+            "base; one engine holds checkpoints of one architecture."
+        )
+
+
+def _prompt_row(out: Any) -> list[float]:
+    steps = zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:], strict=True)
+    return [float(step[token].logprob) for token, step in steps]
 
 
 @contextmanager
 def _engine_errors(doing: str) -> Iterator[None]:
-    """Turn what vLLM and torch raise while working into an EngineError."""
+    """Turn what vLLM and torch raise while working into an EngineDiedError."""
     try:
         yield
-    except (RuntimeError, ValueError, OSError, KeyError, MemoryError) as error:
-        raise EngineError(
+    except EngineError:
+        raise
+    except Exception as error:  # vLLM has exceptions of its own beside Python's
+        raise EngineDiedError(
             f"vLLM failed while {doing}: {type(error).__name__}: {error}. What was computed is "
             "kept; run the same command to go on."
         ) from error
@@ -236,7 +301,7 @@ def sampling_params(request: Request, *, own_top_p: bool) -> Any:
     from vllm import SamplingParams
 
     sampling = request.sampling
-    extra: dict[str, Any] = {ENTROPY_KEY: request.key}
+    extra: dict[str, Any] = {PROBE_KEY: request.key}
     top_p = sampling.top_p
     if own_top_p and sampling.temperature > 0 and top_p < 1:
         extra[TOP_P_KEY], top_p = top_p, 1.0
@@ -249,16 +314,17 @@ def sampling_params(request: Request, *, own_top_p: bool) -> Any:
     )
 
 
-def _completion(out: Any, entropies: list[float]) -> Completion:
+def _completion(out: Any, statistics: TokenStatistics) -> Completion:
     answer = out.outputs[0]
-    if answer.finish_reason not in tuple(FinishReason):
-        raise EngineError(f"vLLM ended request '{out.request_id}' with '{answer.finish_reason}'")
-    tokens = len(answer.token_ids)
-    complete = len(entropies) == tokens and tokens > 0
+    ended = answer.finish_reason
+    if ended not in tuple(FinishReason):
+        raise EngineDiedError(f"vLLM ended request '{out.request_id}' with '{ended}'")
     return Completion(
         key=out.request_id,
         text=answer.text,
-        finish_reason=FinishReason(answer.finish_reason),
-        tokens=tokens,
-        entropy=max(0.0, sum(entropies) / tokens) if complete else None,
+        finish_reason=FinishReason(ended),
+        tokens=len(answer.token_ids),
+        prompt_tokens=len(out.prompt_token_ids),
+        token_ids=tuple(answer.token_ids),
+        statistics=statistics,
     )

@@ -20,6 +20,19 @@ from harness.types.stability import (
 )
 
 
+class EngineCard(Record):
+    """An engine of a run: which checkpoints it served, and what decides its answers.
+
+    Attributes:
+        identity: name, versions and settings.
+        guarantees: when answers repeat, and when they need not, in words.
+    """
+
+    checkpoints: tuple[str, ...]
+    identity: dict[str, Any]
+    guarantees: tuple[str, ...] = ()
+
+
 class RunManifest(Record):
     """What a run is, so that it can be repeated, and what state it is in.
 
@@ -27,7 +40,7 @@ class RunManifest(Record):
     contents, sampling, seed, engine settings. A folder with another key belongs to another run.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run_key: str
     status: Status
     created: str
@@ -35,7 +48,7 @@ class RunManifest(Record):
     checkpoints: tuple[Loadable, ...]
     suites: tuple[SuiteCard, ...]
     judges: tuple[JudgeInfo, ...]
-    engine: dict[str, Any]
+    engines: tuple[EngineCard, ...]
     packages: dict[str, str]
     hardware: dict[str, Any]
     git_commit: str | None
@@ -102,9 +115,11 @@ class Comparison(Record):
     """Everything a report shows, computed from a run folder alone.
 
     ``gaps`` names in words whatever is missing; a comparison with gaps is not complete.
+    ``unknown`` names what nobody can know of a checkpoint in its form, such as an endpoint's
+    entropy, where no primary metric is concerned.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     manifest: RunManifest
     gaps: tuple[str, ...]
     metrics: tuple[MetricResult, ...]
@@ -114,6 +129,7 @@ class Comparison(Record):
     resamples: int
     seed: int
     training: TrainingStability | None = None
+    unknown: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:

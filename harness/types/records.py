@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -46,11 +46,19 @@ class CheckpointSpec(Record):
 
     Attributes:
         name: unique in a run; shown in reports.
-        source: a Hugging Face folder, a PEFT LoRA folder, or ``embedded:NAME``.
+        source: a Hugging Face folder, a hub id (``org/name`` or ``org/name@revision``), a PEFT
+            LoRA folder, a GGUF file, a ``policy.pt`` archive, the URL of an OpenAI-compatible
+            endpoint, a file of recorded outputs, or ``embedded:NAME``.
         method: training method in the field's term (``sft``, ``dpo``, ``tbpo-q``...), shown only.
         adapter: name of the adapter; ``auto`` recognises the source by its files.
-        base: base model of a LoRA, overriding the one its config names.
+        base: base model of a LoRA, overriding the one its config names; of a ``policy.pt``.
         dtype: arithmetic in the engine.
+        merge: merge a LoRA into its base; otherwise the engine applies it, unmerged.
+        chat_template: ``own`` (keep it although others differ), a Jinja file, or a folder whose
+            template is taken.
+        allow_unchanged: accept an adapter that changes nothing.
+        model: name under which an endpoint serves the checkpoint.
+        api_key_env: environment variable that holds an endpoint's key; never the key itself.
         training_logs: where its training logs are, if not beside its weights: a ``.jsonl`` file,
             or a folder with ``seeds/seed-N/train_log.jsonl`` or ``train_log.jsonl``.
     """
@@ -61,25 +69,59 @@ class CheckpointSpec(Record):
     adapter: str = "auto"
     base: str | None = None
     dtype: Dtype = Dtype.BFLOAT16
+    merge: bool = True
+    chat_template: str | None = Field(default=None, min_length=1)
+    allow_unchanged: bool = False
+    model: str | None = Field(default=None, min_length=1)
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     training_logs: str | None = Field(default=None, min_length=1)
 
 
+class Form(StrEnum):
+    """What a checkpoint is when it is asked: weights to load, a server, or answers on file."""
+
+    WEIGHTS = "weights"
+    ENDPOINT = "endpoint"
+    RECORDED = "recorded"
+
+
+class BaseWeights(Record):
+    """The model that an adapter was put on: its folder and the hash of its weights."""
+
+    folder: str
+    weights_sha256: str
+
+
 class Loadable(Record):
-    """A checkpoint made ready for an engine: a complete Hugging Face folder and its identity.
+    """A checkpoint made ready to be asked, and its identity.
 
     Attributes:
-        folder: path of a folder with config, safetensors and tokenizer.
-        weights_sha256: hash over the names and bytes of the weight files that are loaded.
+        form: what it is; the engine follows from it.
+        folder: a folder with config, safetensors and tokenizer; an endpoint's URL; the file of
+            recorded outputs.
+        weights_sha256: hash over the names and bytes of the weight files that are loaded, the
+            adapter's included. An endpoint's weights cannot be seen: hash of URL and model name.
+            Of recorded outputs: hash of the file.
         architecture: hash over what must agree for two checkpoints to share one engine.
-        template_sha256: hash of the chat template.
+        template_sha256: hash of the chat template in use; None where a server applies its own or
+            answers are on file.
+        tokenizer_sha256: hash over what the tokenizer does; None where there is none here.
+        chat_template: text used in place of the folder's own template.
+        base: what an adapter was put on; None for anything else.
+        lora: folder of an adapter that the engine is to apply, unmerged, to ``folder``.
         notes: what the adapter did or dropped, in words.
     """
 
     spec: CheckpointSpec
+    form: Form = Form.WEIGHTS
     folder: str
     weights_sha256: str
     architecture: str
-    template_sha256: str
+    template_sha256: str | None
+    tokenizer_sha256: str | None = None
+    chat_template: str | None = None
+    base: BaseWeights | None = None
+    lora: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -147,22 +189,35 @@ class Generation(Record):
 
     Attributes:
         weights_sha256: the checkpoint's weight hash at the time of generation.
+        request_sha256: hash over everything that decides the answer: weights, chat template,
+            prompt token ids (or messages, where a server renders them), sampling, seed, engine
+            with version and settings.
         sample: 0-based index among the samples of one prompt.
+        finish_reason: None where a recorded answer does not say.
         prompt_tokens, tokens: lengths in tokens; ``tokens`` counts the end-of-sequence token.
+            None where nobody counted them.
         entropy: mean over generated tokens of the entropy, in nats, of the model's next-token
             distribution over its whole vocabulary, before temperature and truncation.
+        entropy_top20: the same of its 20 likeliest tokens, renormalised: biased low.
+        logprob: mean over generated tokens of their log-probability, nats, under that same
+            untempered distribution.
+        token_ids: the generated tokens.
     """
 
     checkpoint: str
     weights_sha256: str
+    request_sha256: str
     suite: str
     example_id: str
     sample: int = Field(ge=0)
     text: str
-    finish_reason: FinishReason
-    prompt_tokens: int = Field(ge=1)
-    tokens: int = Field(ge=0)
-    entropy: float | None = Field(ge=0.0)
+    finish_reason: FinishReason | None
+    prompt_tokens: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=0)
+    entropy: float | None = Field(default=None, ge=0.0)
+    entropy_top20: float | None = Field(default=None, ge=0.0)
+    logprob: float | None = Field(default=None, le=0.0)
+    token_ids: tuple[int, ...] | None = None
 
 
 class Score(Record):

@@ -1,0 +1,117 @@
+"""The engine that answers from a file: outputs recorded earlier, matched to what is asked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.adapters.recorded.adapter import identity
+from harness.adapters.recorded.answers import RecordedAnswer, Turns, turns
+from harness.adapters.recorded.reading import read_recording
+from harness.engines import Completion, Failure, Request
+from harness.errors import EngineError
+from harness.types import Form, Loadable, Message
+
+
+class Answers:
+    """Recorded answers by id and by prompt."""
+
+    def __init__(self, answers: Sequence[RecordedAnswer]) -> None:
+        self._by_id: dict[str, list[RecordedAnswer]] = defaultdict(list)
+        self._by_prompt: dict[Turns, list[RecordedAnswer]] = defaultdict(list)
+        for answer in sorted(answers, key=lambda a: a.sample or 0):
+            if answer.id is not None:
+                self._by_id[answer.id].append(answer)
+            self._by_prompt[turns(answer.chat)].append(answer)
+
+    def find(self, example_id: str, messages: Sequence[Message]) -> list[RecordedAnswer] | str:
+        """Return the answers to a prompt by sample, or why there is none.
+
+        The id goes first, then the text of the prompt. An id alone is trusted only where the
+        file does not hold the prompt: where it holds another, that answer is not given.
+        """
+        named = self._by_id.get(example_id, [])
+        if found := [answer for answer in named if answer.answers(messages) is not False]:
+            return found
+        asked = self._by_prompt.get(turns(messages), [])
+        if found := [answer for answer in asked if answer.answers(messages)]:
+            return found
+        if named:
+            return f"the file has another prompt under the id '{example_id}'"
+        return f"the file has no answer to '{example_id}', neither by id nor by prompt"
+
+
+class ReplayEngine:
+    """Answers every request from the checkpoint's file, or says why it cannot.
+
+    Sampling parameters and seeds are not looked at: the answers are what they are.
+    """
+
+    def __init__(self) -> None:
+        self._answers: Answers | None = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The name alone: the answers are decided by the file, whose hash is the checkpoint's."""
+        return {"name": "replay"}
+
+    def load(self, checkpoint: Loadable) -> bool:
+        """Read the checkpoint's file; nothing is started.
+
+        Raises:
+            EngineError: the checkpoint is not a file of outputs, or the file has changed.
+            DataError: a row is broken.
+        """
+        self.close()
+        name, path = checkpoint.spec.name, Path(checkpoint.folder)
+        if checkpoint.form != Form.RECORDED:
+            raise EngineError(f"'{name}' is not a file of recorded outputs; it cannot be replayed.")
+        recording = read_recording(path, checkpoint.spec.model)
+        if identity(path, recording, checkpoint.spec.model) != checkpoint.weights_sha256:
+            raise EngineError(f"'{name}': {path} has changed since the run began. Start it again.")
+        self._answers = Answers(recording.answers)
+        return False
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion | Failure]:
+        """Yield the recorded answer to each request, in order.
+
+        A request's example id and sample are read from its key. A failure is final: the file
+        does not hold the answer, or holds one to another prompt.
+
+        Raises:
+            EngineError: nothing is loaded, or a request comes without its chat.
+        """
+        if self._answers is None:
+            raise EngineError("the replay engine is asked before a file is loaded.")
+        if any(not request.messages for request in requests):
+            raise EngineError("recorded answers are found by the chat, and a request has none.")
+        for request in requests:
+            yield _reply(request, self._answers)
+
+    def close(self) -> None:
+        """Forget the file."""
+        self._answers = None
+
+
+def _reply(request: Request, answers: Answers) -> Completion | Failure:
+    _, example_id, sample = request.key.split("\n")
+    found = answers.find(example_id, request.messages)
+    if isinstance(found, str):
+        return Failure(key=request.key, reason=found, final=True)
+    if int(sample) >= len(found):
+        reason = f"sample {sample} is asked (from 0), the file has {len(found)}"
+        return Failure(key=request.key, reason=reason, final=True)
+    return _completion(request.key, found[int(sample)])
+
+
+def _completion(key: str, answer: RecordedAnswer) -> Completion | Failure:
+    if answer.text is None:
+        return Failure(key=key, reason="the recorded answer is null", final=True)
+    return Completion(
+        key=key,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        tokens=answer.tokens,
+    )
