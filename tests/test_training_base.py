@@ -1,17 +1,16 @@
-"""Models of a run: what is fetched, and which vocabularies fit together."""
+"""Models of a run: which vocabularies fit together."""
 
 from __future__ import annotations
 
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_checkpoints import CONFIG, save_checkpoint, save_sentencepiece
 
 from harness.errors import CheckpointError
-from harness.training.base import OTHER_FORMATS, check_tokenizer, model_folder
+from harness.training.base import check_tokenizer
 
 
 def bare(folder: Path, vocabulary: int) -> Path:
@@ -48,18 +47,3 @@ def test_without_a_tokenizer_the_sizes_must_agree_and_the_log_says_so(
     assert "has no tokenizer: only vocabulary sizes are compared" in caplog.text
     with pytest.raises(CheckpointError, match=r"other has another vocabulary than .*base; "):
         check_tokenizer(base, bare(tmp_path / "other", CONFIG["vocab_size"] + 1))
-
-
-def test_other_formats_of_the_weights_are_not_fetched(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def fetch(source: str, *, ignore_patterns: list[str]) -> str:
-        asked.append((source, ignore_patterns))
-        return str(base)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    monkeypatch.setattr("harness.training.base.OTHER_FORMATS", [*OTHER_FORMATS, "*.own"])
-    assert model_folder("some/model") == base
-    assert asked == [("some/model", [*OTHER_FORMATS, "*.own"])]

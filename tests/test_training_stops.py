@@ -33,8 +33,6 @@ from harness.training.objectives import (
 )
 from harness.training.search import train
 
-pytestmark = pytest.mark.usefixtures("no_restart")
-
 Spoil = Callable[[Tensor], Tensor]
 
 SPOILS: dict[str, Spoil] = {

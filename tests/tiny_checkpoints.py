@@ -121,3 +121,38 @@ def save_lora(folder: Path, base: Path, seed: int = 0, **changes: Any) -> Path:
                 weight.normal_(std=0.2)
     adapted.save_pretrained(folder)
     return folder
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """Return the tensors of a safetensors file."""
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def write_tensors(values: dict[str, Any], file: Path) -> None:
+    """Write a safetensors file as transformers does."""
+    from safetensors.torch import save_file
+
+    save_file(values, file, metadata={"format": "pt"})
+
+
+def change_tensor(file: Path, name: str, value: float) -> None:
+    """Set the first element of one tensor of a safetensors file."""
+    values = read_tensors(file)
+    values[name].view(-1)[0] = value
+    write_tensors(values, file)
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Set entries of a JSON object in a file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def save_shards(folder: Path, model: Path) -> Path:
+    """Save a model again in several shards with an index."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(folder, max_shard_size="20KB")
+    return folder

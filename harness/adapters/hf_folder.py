@@ -6,17 +6,23 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+from harness.adapters.finite import check_finite
 from harness.adapters.identity import (
     architecture_key,
-    template_sha256,
+    check_vocabulary,
+    loaded_files,
+    read_object,
+    reading,
+    tokenizer_sha256,
     weight_files,
     weights_sha256,
 )
+from harness.adapters.templates import choose_template
+from harness.adapters.tensors import load_tensors, tensor_names
 from harness.errors import CheckpointError
-from harness.files import atomic_folder, cache_root, read_json, sha256_file, sha256_json
-from harness.types import CheckpointSpec, Loadable
+from harness.files import atomic_folder, cache_root, sha256_file, sha256_json
+from harness.types import BaseWeights, CheckpointSpec, Loadable
 
 HEAD_PREFIX = "baseline_head."
 """Prefix of TBPO-Q's training-only tensors, which no engine loads."""
@@ -42,33 +48,46 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} has no config.json; it is not a Hugging Face checkpoint.")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(f"{folder} has no tokenizer; save the tokenizer into it.")
-    weight_files(folder)
+    check_index(folder)
 
 
-def _tensor_names(file: Path) -> list[str]:
-    from safetensors import SafetensorError, safe_open
+def check_index(folder: Path) -> None:
+    """Check that a folder's index, where it has one, names tensors that are in its shards.
 
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    Raises:
+        CheckpointError: there is no weight file, or a shard or a tensor of the index is missing.
+    """
+    held = {file.name: set(tensor_names(file)) for file in weight_files(folder)}
+    for tensor, shard in weight_map(folder).items():
+        if shard not in held:
+            raise CheckpointError(
+                f"{folder / INDEX} names the shard {shard}, which is not there. Copy it again."
+            )
+        if tensor not in held[shard]:
+            raise CheckpointError(
+                f"{folder / shard} lacks tensor '{tensor}', which {INDEX} places there. Index and "
+                "shards are of different saves: copy the checkpoint again."
+            )
 
 
-def load_tensors(file: Path) -> dict[str, Any]:
-    """Return the tensors of a safetensors file by name; CheckpointError where it is broken."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def weight_map(folder: Path) -> dict[str, str]:
+    """Return tensor name -> shard of a folder's index; empty where it has no index.
 
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    Raises:
+        CheckpointError: the index is broken.
+    """
+    file = folder / INDEX
+    if not file.exists() and not file.is_symlink():
+        return {}
+    found = read_object(file).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(s, str) for s in found.values()):
+        raise CheckpointError(f"{file} has no weight_map from tensor names to shards.")
+    return found
 
 
 def head_tensors(files: Iterable[Path], prefix: str = "") -> list[str]:
     """Return the names of TBPO-Q's baseline-head tensors, each behind ``prefix``, in ``files``."""
-    names = [name for file in files for name in _tensor_names(file)]
+    names = [name for file in files for name in tensor_names(file)]
     return sorted(name for name in names if name.removeprefix(prefix).startswith(HEAD_PREFIX))
 
 
@@ -97,8 +116,8 @@ def _save_without_head(file: Path, target: Path) -> None:
 
 
 def _index_without_head(file: Path, target: Path) -> None:
-    index = read_json(file)
-    places = index["weight_map"].items()
+    index = read_object(file)
+    places = weight_map(file.parent).items()
     kept = {name: shard for name, shard in places if not name.startswith(HEAD_PREFIX)}
     target.write_text(json.dumps(index | {"weight_map": kept}), encoding="utf-8")
 
@@ -117,14 +136,44 @@ def _without_head(folder: Path) -> Path:
     return target
 
 
-def describe(spec: CheckpointSpec, folder: Path, notes: tuple[str, ...]) -> Loadable:
-    """Return the loadable record of an engine-ready folder."""
+def describe(
+    spec: CheckpointSpec,
+    folder: Path,
+    notes: tuple[str, ...] = (),
+    *,
+    base: BaseWeights | None = None,
+    lora: Path | None = None,
+) -> Loadable:
+    """Return the record of a checkpoint made ready for an engine, after every check of it.
+
+    The one place that makes such a record, whatever form the checkpoint came in.
+
+    Args:
+        spec: what the user asked for.
+        folder: a folder with config, safetensors and tokenizer.
+        notes: what was done to get there, in words.
+        base: what an adapter was put on, if the checkpoint is one.
+        lora: folder of an adapter that the engine is to apply to ``folder``.
+
+    Raises:
+        CheckpointError: a part is missing or broken, weights are not finite, the tokenizer does
+            not fit the model, or there is no usable chat template.
+    """
+    check_folder(folder)
+    check_vocabulary(folder)
+    template = choose_template(spec, folder, lora)
+    weights = weights_sha256(folder, lora)
+    check_finite(loaded_files(folder, lora), weights)
     return Loadable(
         spec=spec,
         folder=str(folder),
-        weights_sha256=weights_sha256(folder),
+        weights_sha256=weights,
         architecture=architecture_key(folder),
-        template_sha256=template_sha256(folder),
+        template_sha256=template.sha256,
+        tokenizer_sha256=tokenizer_sha256(folder),
+        chat_template=template.override,
+        base=base,
+        lora=None if lora is None else str(lora),
         notes=notes,
     )
 
@@ -139,7 +188,17 @@ class HfFolder:
             CheckpointError: a part of the folder is missing or unreadable.
         """
         folder = Path(spec.source).expanduser()
-        check_folder(folder)
-        dropped = head_tensors(weight_files(folder))
-        ready = _without_head(folder) if dropped else folder
-        return describe(spec, ready, dropped_note(dropped))
+        with reading(folder):
+            ready, dropped = ready_folder(folder)
+            return describe(spec, ready, dropped_note(dropped))
+
+
+def ready_folder(folder: Path) -> tuple[Path, list[str]]:
+    """Return a complete folder that an engine can load, and the tensors that were left out of it.
+
+    Raises:
+        CheckpointError: a part of the folder is missing or unreadable.
+    """
+    check_folder(folder)
+    dropped = head_tensors(weight_files(folder))
+    return (_without_head(folder) if dropped else folder), dropped

@@ -1,14 +1,18 @@
-"""Hashes that say which checkpoint a folder holds."""
+"""What a folder holds, as hashes, and whether its parts belong together."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import CheckpointError
 from harness.files import cache_root, read_json, sha256_file, sha256_json, write_atomic
+from harness.types import Form, Loadable
 
 SHAPE_KEYS = (
     "architectures",
@@ -30,27 +34,84 @@ SHAPE_KEYS = (
 )
 """Configuration entries that decide whether two checkpoints can share one engine."""
 
+TOKENIZER_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+"""Parts of a tokenizer.json that, beside its model, decide token ids and text."""
 
-TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder")
-"""Parts of a tokenizer.json that decide token ids and text."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@contextmanager
+def reading(place: Path | str) -> Iterator[None]:
+    """Turn an operating system's refusal inside the block into a CheckpointError.
+
+    Raises:
+        CheckpointError: names ``place`` and what the system said (no permission, a loop of links).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{place} cannot be read: {error}") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in ``file``.
+
+    Raises:
+        DataError: not valid JSON; file and line are named.
+        CheckpointError: valid JSON, but no object.
+    """
+    value = read_json(file)
+    if not isinstance(value, dict):
+        found = type(value).__name__
+        raise CheckpointError(f"{file} holds a JSON {found}, not an object; save it again.")
+    return value
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a Hugging Face folder, sorted by name."""
+    """Return the safetensors files of a Hugging Face folder, sorted by name.
+
+    Raises:
+        CheckpointError: there is none, or one is a folder or a link that leads nowhere.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(
             f"{folder} has no *.safetensors file. Give a folder written by save_pretrained."
         )
-    return files
+    return [_regular(file) for file in files]
 
 
-def _stat_key(files: list[Path]) -> str:
-    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return sha256_json(facts)
+def _regular(file: Path) -> Path:
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "a link that leads nowhere"
+        raise CheckpointError(f"{file} is not a file but {kind}; put the weight file there.")
+    return file
 
 
-def _hash_bytes(files: list[Path]) -> str:
+def loaded_files(folder: Path, lora: Path | None = None) -> list[Path]:
+    """Return the files that an engine loads weights from: the folder's, then the adapter's.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    files = weight_files(folder)
+    return files if lora is None else [*files, *_adapter_files(lora)]
+
+
+def _adapter_files(lora: Path) -> list[Path]:
+    weights = [lora / name for name in ADAPTER_WEIGHTS if (lora / name).is_file()]
+    if not weights:
+        raise CheckpointError(f"{lora} has no {' or '.join(ADAPTER_WEIGHTS)}.")
+    return [lora / ADAPTER_CONFIG, weights[0]]
+
+
+def _stat_key(files: Sequence[Path]) -> str:
+    facts = [(os.path.realpath(f), f.stat()) for f in files]
+    return sha256_json([(p, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in facts])
+
+
+def _hash_bytes(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -59,19 +120,49 @@ def _hash_bytes(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def weights_sha256(folder: Path) -> str:
-    """Return a hash over the names and bytes of a folder's safetensors files.
+def weights_sha256(folder: Path, lora: Path | None = None) -> str:
+    """Return a hash over the names and bytes of the weight files that are loaded.
 
-    The result is remembered in the cache under each file's path, size and modification time, so
-    that an unchanged folder of many gigabytes is read once.
+    Those are the folder's safetensors files and, where an engine applies an adapter, the
+    adapter's weights and configuration. The result is remembered in the cache under each file's
+    path, size and times, so that an unchanged folder of many gigabytes is read once.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
     """
-    files = weight_files(folder)
+    with reading(folder):
+        return files_sha256(loaded_files(folder, lora))
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Return a hash over names and bytes of ``files``, remembered as ``weights_sha256`` says."""
     memo = cache_root() / "hashes" / f"{_stat_key(files)}.json"
     if memo.is_file():
         return str(read_json(memo)["sha256"])
     value = _hash_bytes(files)
     write_atomic(memo, json.dumps({"sha256": value, "files": [str(f) for f in files]}))
     return value
+
+
+def verify_unchanged(checkpoint: Loadable) -> None:
+    """Check that a checkpoint's weight files are still those that its record names.
+
+    Cheap where nothing was touched: an unchanged file is recognised by its size and times.
+
+    Raises:
+        CheckpointError: files were changed, replaced or removed since the checkpoint was prepared.
+    """
+    if checkpoint.form is not Form.WEIGHTS:
+        return
+    lora = None if checkpoint.lora is None else Path(checkpoint.lora)
+    found = weights_sha256(Path(checkpoint.folder), lora)
+    if found != checkpoint.weights_sha256:
+        place = checkpoint.folder if lora is None else f"{checkpoint.folder} or {lora}"
+        raise CheckpointError(
+            f"'{checkpoint.spec.name}': the weights in {place} changed since the run began: their "
+            f"hash was {checkpoint.weights_sha256[:12]} and is {found[:12]}. Answers of both would "
+            "be mixed; put the weights back, or start a new run once nothing writes there."
+        )
 
 
 def model_config(folder: Path) -> Any:
@@ -85,16 +176,53 @@ def model_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each model type's own checks raise what they like
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 def end_tokens(folder: Path) -> Any:
     """Return the end-of-sequence id or ids that an engine stops at, as it reads them."""
     generation = folder / "generation_config.json"
-    found = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    found = read_object(generation).get("eos_token_id") if generation.is_file() else None
     return found if found is not None else getattr(model_config(folder), "eos_token_id", None)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a checkpoint folder; code that travels with it is never run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise CheckpointError(
+            f"the tokenizer in {folder} cannot be read: {_line(error)}"
+        ) from error
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Check that every token of the tokenizer has a row in the model's embedding.
+
+    Raises:
+        CheckpointError: names a token beyond the model's vocabulary and counts them.
+    """
+    rows = getattr(model_config(folder).get_text_config(), "vocab_size", None)
+    vocabulary = read_tokenizer(folder).get_vocab()
+    beyond = {i: token for token, i in vocabulary.items() if rows is not None and i >= rows}
+    if beyond:
+        raise CheckpointError(
+            f"{folder}: vocabulary mismatch: the model has vocab_size {rows} (config.json), but "
+            f"{len(beyond)} tokens of its tokenizer lie beyond, the first '{beyond[min(beyond)]}' "
+            f"with id {min(beyond)}. Save the tokenizer that the checkpoint was trained with."
+        )
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -105,12 +233,21 @@ def tokenizer_sha256(folder: Path) -> str:
     """
     fast = folder / "tokenizer.json"
     if fast.is_file():
-        content = read_json(fast)
-        return sha256_json({key: content.get(key) for key in TOKENIZER_PARTS})
+        content = read_object(fast)
+        parts = {key: content.get(key) for key in TOKENIZER_PARTS}
+        return sha256_json(parts | {"model": _one_layout(content.get("model"))})
     for name in ("tokenizer.model", "vocab.json"):
         if (folder / name).is_file():
             return sha256_file(folder / name)
     raise CheckpointError(f"{folder} has no tokenizer; save the tokenizer into it.")
+
+
+def _one_layout(model: Any) -> Any:
+    """Return a tokenizer's model with each merge as a pair; older writers joined it by a space."""
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+        return model
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    return model | {"merges": pairs}
 
 
 def architecture_key(folder: Path) -> str:
@@ -130,19 +267,33 @@ def _plain(value: Any) -> Any:
 
 
 def template_text(folder: Path) -> str | None:
-    """Return the chat template stored in a folder, or None where it has none."""
+    """Return the chat template stored in a folder, or None where it has none.
+
+    Of several named templates it is the one called ``default``, which transformers takes.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     settings = folder / "tokenizer_config.json"
-    if settings.is_file():
-        template = read_json(settings).get("chat_template")
-        return template if isinstance(template, str) else None
-    return None
+    if not settings.is_file():
+        return None
+    template = read_object(settings).get("chat_template")
+    if isinstance(template, list):
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
-def template_sha256(folder: Path) -> str:
-    """Return the hash of a folder's chat template.
+def read_text(file: Path) -> str:
+    """Return the text of a UTF-8 file; CheckpointError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def own_template(folder: Path) -> str:
+    """Return the chat template stored in a folder.
 
     Raises:
         CheckpointError: the folder has no chat template, so prompts cannot be rendered.
@@ -150,7 +301,18 @@ def template_sha256(folder: Path) -> str:
     template = template_text(folder)
     if template is None:
         raise CheckpointError(
-            f"{folder} has no chat template (chat_template.jinja or tokenizer_config.json). "
-            "Save the tokenizer that the checkpoint was trained with into the folder."
+            f"{folder} has no chat template (chat_template.jinja or tokenizer_config.json). Save "
+            "the tokenizer that the checkpoint was trained with into the folder, or name a "
+            "template: chat_template=FILE, or chat_template=FOLDER for that of another checkpoint."
         )
-    return hashlib.sha256(template.encode()).hexdigest()
+    return template
+
+
+def template_sha256(folder: Path) -> str:
+    """Return the hash of a folder's own chat template; CheckpointError where it has none."""
+    return text_sha256(own_template(folder))
+
+
+def text_sha256(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,129 +1,69 @@
-"""Adapter for a PEFT LoRA folder: merged once into its base, in float32 arithmetic."""
+"""Adapter for a PEFT LoRA folder: merged once into its base in float32, or left to the engine."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from harness.adapters.embedded import MODELS, embedded_folder
-from harness.adapters.hf_folder import (
-    HEAD_PREFIX,
-    cache_key,
-    check_folder,
-    companions,
-    describe,
-    dropped_note,
-    head_tensors,
-    load_tensors,
+from harness.adapters.bases import Base, find_base
+from harness.adapters.hf_folder import cache_key, companions, describe, dropped_note
+from harness.adapters.hub import is_hub_id
+from harness.adapters.identity import (
+    ADAPTER_CONFIG,
+    model_config,
+    reading,
+    weight_files,
+    weights_sha256,
 )
-from harness.adapters.identity import weight_files, weights_sha256
+from harness.adapters.lora_folder import (
+    MERGE_WITH_PEFT,
+    LoraConfig,
+    Pairs,
+    added_tokens,
+    head_names,
+    is_head,
+    low_rank_pairs,
+    own_tokenizer,
+    read_config,
+    read_tensors,
+    weights_file,
+)
+from harness.adapters.tensors import load_tensors, open_tensors
 from harness.errors import CheckpointError
 from harness.files import atomic_folder, cache_root, read_json, sha256_file
 from harness.types import CheckpointSpec, Loadable
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-
 MERGE_VERSION = 1
 """Raised whenever the merge's arithmetic changes, so that no old merge is reused."""
 
-PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Initialisations that leave the base as it is; others (PiSSA, OLoRA, LoftQ...) change it."""
-TOKENIZER = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+SAFE_WEIGHTS = "adapter_model.safetensors"
+
+HEADS = ("lm_head.weight", "embed_out.weight")
+
+NOT_SERVED = ("embed_tokens.weight", "embed_in.weight", "wte.weight", *HEADS)
+"""Modules on which an engine does not apply an unmerged LoRA: embedding and output head."""
 
 
-class LoraConfig(BaseModel):
-    """The entries of a PEFT configuration that decide the merged weights."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    peft_type: str
-    r: int
-    lora_alpha: float
-    base_model_name_or_path: str | None = None
-    use_rslora: bool = False
-    use_dora: bool = False
-    fan_in_fan_out: bool = False
-    bias: str = "none"
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
-    modules_to_save: list[str] | None = None
-    init_lora_weights: bool | str = True
-    layer_replication: list[Any] | None = None
-
-    @property
-    def scale(self) -> float:
-        """Factor on B A: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
-        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
-
-
-def read_config(folder: Path) -> LoraConfig:
-    """Return a LoRA folder's configuration.
+def base_of(spec: CheckpointSpec, config: LoraConfig) -> Base:
+    """Return a LoRA's base: the user's word, else what its configuration names.
 
     Raises:
-        CheckpointError: not a LoRA, or a variant whose merge is not a plain low-rank sum.
-    """
-    try:
-        config = LoraConfig.model_validate(read_json(folder / CONFIG))
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{folder / CONFIG} is not a PEFT LoRA configuration: {error}"
-        ) from error
-    unsupported = {
-        "peft_type": config.peft_type.upper() != "LORA",
-        "use_dora": config.use_dora,
-        "fan_in_fan_out": config.fan_in_fan_out,
-        "bias": config.bias != "none",
-        "rank_pattern": bool(config.rank_pattern),
-        "alpha_pattern": bool(config.alpha_pattern),
-        "modules_to_save": bool(config.modules_to_save),
-        "layer_replication": bool(config.layer_replication),
-        "init_lora_weights": config.init_lora_weights not in PLAIN_STARTS,
-    }
-    if wrong := [name for name, bad in unsupported.items() if bad]:
-        raise CheckpointError(
-            f"{folder / CONFIG}: {', '.join(wrong)} is not supported by the merge. Merge the "
-            "adapter with PEFT (merge_and_unload, save_pretrained) and give that folder."
-        )
-    return config
-
-
-def base_folder(spec: CheckpointSpec, config: LoraConfig) -> Path:
-    """Return the folder of a LoRA's base: the user's word, else what its config names.
-
-    Raises:
-        CheckpointError: neither names a folder on this machine or an embedded model.
+        CheckpointError: neither names a model that can be had.
     """
     wanted = spec.base or config.base_model_name_or_path
     if wanted is None:
         raise CheckpointError(f"'{spec.name}': the adapter names no base model; give base=FOLDER.")
-    for model in MODELS.values():
-        if wanted in (model.hub_id, f"embedded:{model.name}"):
-            return embedded_folder(model.name)
-    folder = Path(wanted).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"'{spec.name}': base model '{wanted}' is not a folder on this machine. "
-            f"Give it as base=FOLDER: --checkpoint {spec.name}={spec.source},base=FOLDER."
-        )
-    return folder
+    if spec.base is None and config.revision and is_hub_id(f"{wanted}@{config.revision}"):
+        wanted = f"{wanted}@{config.revision}"
+    return find_base(wanted, spec.name, spec.source)
 
 
 def _check_recorded_base(folder: Path, base: Path, name: str) -> None:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return
-    recorded = read_json(manifest).get("base", {})
+    content = read_json(manifest)
+    recorded = content.get("base") if isinstance(content, dict) else None
     expected = recorded.get("weights_sha256") if isinstance(recorded, dict) else None
     if expected is not None and expected != weights_sha256(base):
         raise CheckpointError(
@@ -132,63 +72,53 @@ def _check_recorded_base(folder: Path, base: Path, name: str) -> None:
         )
 
 
-def _low_rank_pairs(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Return base tensor name -> (A, B) of shapes (r, in) and (out, r)."""
-    halves: dict[str, dict[str, Any]] = {}
-    for key, value in load_tensors(folder / WEIGHTS).items():
-        if key.removeprefix(PREFIX).startswith(HEAD_PREFIX):
-            continue
-        name, found, tail = key.partition(".lora_")
-        if not found or tail not in ("A.weight", "B.weight"):
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: tensor '{key}' is not part of a plain LoRA."
-            )
-        halves.setdefault(name.removeprefix(PREFIX) + ".weight", {})[tail[0]] = value
-    lonely = [name for name, pair in halves.items() if len(pair) < 2]
-    if lonely or not halves:
+def check_targets(pairs: Pairs, folder: Path, base: Path) -> None:
+    """Check that every pair of an adapter has a weight of its shape in the base.
+
+    Raises:
+        CheckpointError: names a module that the base lacks, or whose shape is another.
+    """
+    shapes = _shapes(base)
+    if heads := [n for n in pairs if n.endswith(HEADS) and model_config(base).tie_word_embeddings]:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: A or B is missing for {lonely or 'every module'}."
+            f"{folder} has a LoRA on {heads[0]}, which in {base} is the embedding itself. "
+            f"{MERGE_WITH_PEFT}"
         )
-    return {name: (pair["A"], pair["B"]) for name, pair in halves.items()}
-
-
-def _check_ranks(pairs: dict[str, tuple[Any, Any]], rank: int, folder: Path) -> None:
+    if missing := sorted(set(pairs) - shapes.keys()):
+        raise CheckpointError(
+            f"{folder}: the base {base} has no {missing[0]} ({len(missing)} such modules): "
+            "the adapter belongs to another base."
+        )
     for name, (a, b) in pairs.items():
-        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
+        if (b.shape[0], a.shape[1]) != shapes[name]:
             raise CheckpointError(
-                f"{folder / WEIGHTS}: A and B of {name} have shapes {tuple(a.shape)} and "
-                f"{tuple(b.shape)}, which do not fit r={rank} in {CONFIG}."
+                f"LoRA for {name} has shape {b.shape[0]}x{a.shape[1]}, the base's weight "
+                f"{'x'.join(map(str, shapes[name]))}: the adapter belongs to another base."
             )
 
 
-def _own_tokenizer(folder: Path) -> dict[str, Path]:
-    """Return the tokenizer files of an adapter folder, if it was saved with a whole tokenizer."""
-    found = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
-    return found if {"tokenizer.json", "tokenizer_config.json"} <= found.keys() else {}
+def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(base):
+        with open_tensors(file) as tensors:
+            found |= {n: tuple(tensors.get_slice(n).get_shape()) for n in tensors.keys()}  # noqa: SIM118
+    return found
 
 
-def _merge_file(
-    file: Path, target: Path, pairs: dict[str, tuple[Any, Any]], scale: float
-) -> set[str]:
-    """Write one merged safetensors file; return the names of the tensors that were changed."""
+def _merge_file(file: Path, target: Path, pairs: Pairs, config: LoraConfig) -> None:
+    """Write one safetensors file of the base with the pairs that belong to it merged in."""
     import torch
     from safetensors.torch import save_file
 
     tensors = load_tensors(file)
-    changed = set(tensors) & set(pairs)
-    for name in sorted(changed):
+    for name in sorted(set(tensors) & set(pairs)):
         weight, (a, b) = tensors[name], pairs[name]
-        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise CheckpointError(
-                f"LoRA for {name} has shape {b.shape[0]}x{a.shape[1]}, the base's weight "
-                f"{'x'.join(map(str, weight.shape))}: the adapter belongs to another base."
-            )
+        scale = config.scale(name.removesuffix(".weight"))
         merged = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
         if not torch.isfinite(merged).all():
             raise CheckpointError(f"merging {name} gives NaN or infinite weights.")
         tensors[name] = merged
     save_file(tensors, target, metadata={"format": "pt"})
-    return changed
 
 
 def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
@@ -201,51 +131,109 @@ def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
     Raises:
         CheckpointError: shapes do not fit, a module is not in the base, or weights are not finite.
     """
-    files = companions(base) | _own_tokenizer(folder)
+    files = companions(base) | own_tokenizer(folder)
+    weights = weights_file(folder)
     facts = [
         MERGE_VERSION,
-        sha256_file(folder / WEIGHTS),
+        sha256_file(weights),
         config.model_dump(mode="json"),
         weights_sha256(base),
     ]
     target = cache_root() / "merged" / cache_key(files, *facts)
     if target.is_dir():
         return target
-    pairs = _low_rank_pairs(folder)
-    _check_ranks(pairs, config.r, folder)
+    pairs = low_rank_pairs(weights, config)
+    check_targets(pairs, folder, base)
     with atomic_folder(target) as scratch:
-        changed: set[str] = set()
         for file in weight_files(base):
-            changed |= _merge_file(file, scratch / file.name, pairs, config.scale)
-        if missing := sorted(set(pairs) - changed):
-            raise CheckpointError(
-                f"{folder}: the base {base} has no {missing[0]} ({len(missing)} such modules): "
-                "the adapter belongs to another base."
-            )
+            _merge_file(file, scratch / file.name, pairs, config)
         for name, file in files.items():
             shutil.copy2(file, scratch / name)
     return target
+
+
+def servable(folder: Path, base: Path, config: LoraConfig) -> Path:
+    """Return a LoRA folder that an engine applies to ``base`` exactly as a merge would.
+
+    It is ``folder`` itself where that is safetensors without a baseline head, else a cleaned copy
+    in the cache.
+
+    Raises:
+        CheckpointError: the adapter does not fit the base, or holds something that an engine
+            would leave out.
+    """
+    weights = weights_file(folder)
+    pairs = low_rank_pairs(weights, config)
+    check_targets(pairs, folder, base)
+    _check_served(pairs, folder, base)
+    if weights.name == SAFE_WEIGHTS and not head_names(weights):
+        return folder
+    return _cleaned(folder, weights)
+
+
+def _check_served(pairs: Pairs, folder: Path, base: Path) -> None:
+    unserved = sorted(n for n in pairs if n.endswith(NOT_SERVED))
+    added = sorted(added_tokens(folder, base))
+    problem = f"a LoRA on {', '.join(unserved)}" if unserved else ""
+    problem = problem or (f"tokens of its own ({', '.join(added)})" if added else "")
+    if problem:
+        raise CheckpointError(
+            f"{folder} has {problem}, which no engine applies to an unmerged adapter. Leave "
+            "merge=false out."
+        )
+
+
+def _cleaned(folder: Path, weights: Path) -> Path:
+    from safetensors.torch import save_file
+
+    files = {ADAPTER_CONFIG: folder / ADAPTER_CONFIG} | own_tokenizer(folder)
+    target = cache_root() / "adapters" / cache_key(files, MERGE_VERSION, sha256_file(weights))
+    if target.is_dir():
+        return target
+    kept = {k: v.contiguous() for k, v in read_tensors(weights).items() if not is_head(k)}
+    with atomic_folder(target) as scratch:
+        save_file(kept, scratch / SAFE_WEIGHTS, metadata={"format": "pt"})
+        for name, file in files.items():
+            shutil.copy2(file, scratch / name)
+    return target
+
+
+def check_adapter(spec: CheckpointSpec, folder: Path, base: Path, config: LoraConfig) -> None:
+    """Check that an adapter belongs to ``base`` and can be applied as ``spec`` says; apply nothing.
+
+    Raises:
+        CheckpointError: it was trained on other weights, or does not fit them.
+    """
+    _check_recorded_base(folder, base, spec.name)
+    added_tokens(folder, base)
+    pairs = low_rank_pairs(weights_file(folder), config)
+    check_targets(pairs, folder, base)
+    if not spec.merge:
+        _check_served(pairs, folder, base)
 
 
 class PeftLora:
     """A folder written by PEFT's ``save_pretrained`` for a LoRA."""
 
     def prepare(self, spec: CheckpointSpec) -> Loadable:
-        """Return the adapter merged into its base, ready for an engine.
+        """Return the adapter merged into its base, or with ``merge`` off beside it.
 
         Raises:
-            CheckpointError: the base is missing or another one, or the merge is not possible.
+            CheckpointError: the base is missing or another one, or the adapter cannot be applied.
         """
         folder = Path(spec.source).expanduser()
-        if not folder.is_dir():
-            raise CheckpointError(f"adapter folder {folder} does not exist.")
-        if not (folder / WEIGHTS).is_file():
-            raise CheckpointError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors.")
-        config = read_config(folder)
-        base = base_folder(spec, config)
-        check_folder(base)
-        _check_recorded_base(folder, base, spec.name)
-        merged = merge(folder, base, config)
-        note = f"LoRA r={config.r}, alpha={config.lora_alpha:g} merged into {base.name} in float32"
-        dropped = head_tensors([folder / WEIGHTS], PREFIX)
-        return describe(spec, merged, (note, *dropped_note(dropped)))
+        with reading(folder):
+            if not folder.is_dir():
+                raise CheckpointError(f"adapter folder {folder} does not exist.")
+            config, weights = read_config(folder), weights_file(folder)
+            base = base_of(spec, config)
+            _check_recorded_base(folder, base.folder, spec.name)
+            added_tokens(folder, base.folder)
+            if spec.merge:
+                ready, lora = merge(folder, base.folder, config), None
+                note = f"{config} merged into {base.folder.name} in float32"
+            else:
+                ready, lora = base.folder, servable(folder, base.folder, config)
+                note = f"{config} left to the engine, unmerged, on {base.folder.name}"
+            notes = (note, *dropped_note(head_names(weights)), *base.notes)
+            return describe(spec, ready, notes, base=base.weights, lora=lora)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,7 @@ from harness.adapters.identity import model_config, template_sha256, weights_sha
 from harness.errors import CheckpointError
 from harness.files import cache_root
 from harness.prompts import load_tokenizer
-from harness.types import CheckpointSpec
-
-OTHER_FORMATS = ["*.bin", "*.gguf", "*.onnx", "original/*"]
-"""Copies of the same weights that are not fetched."""
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+from harness.types import CheckpointSpec, Form
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files of which a folder has at least one where it holds a whole tokenizer."""
@@ -30,26 +24,15 @@ def model_folder(source: str) -> Path:
     """Return the folder of a model named in a recipe; a LoRA folder is merged into its base.
 
     Raises:
-        CheckpointError: it does not exist, or cannot be fetched or loaded.
+        CheckpointError: it does not exist, cannot be fetched or loaded, or is no model at all.
     """
-    if not source.startswith(EMBEDDED) and not Path(source).expanduser().exists():
-        source = _fetched(source)
-    return Path(prepare(CheckpointSpec(name="base", source=source)).folder)
-
-
-def _fetched(source: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if not HUB_ID.fullmatch(source):
-        raise CheckpointError(f"{source} is neither a folder, embedded:NAME nor a hub id.")
-    try:
-        return snapshot_download(source, ignore_patterns=OTHER_FORMATS)
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    found = prepare(CheckpointSpec(name="base", source=source))
+    if found.form is not Form.WEIGHTS:
         raise CheckpointError(
-            f"{source} is no folder here and cannot be fetched from the hub: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+            f"{source} cannot be trained from: of the form '{found.form}', it has no weights here. "
+            "Give a folder, a hub id or embedded:NAME."
+        )
+    return Path(found.folder)
 
 
 def check_tokenizer(base: Path, other: Path) -> None:

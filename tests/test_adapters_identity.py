@@ -1,0 +1,220 @@
+"""Identity of a checkpoint: hashes that follow what matters, parts that fit, files that stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoints import (
+    VOCABULARY,
+    change_tensor,
+    edit_json,
+    read_tensors,
+    save_checkpoint,
+    save_llama,
+    save_lora,
+    save_tokenizer,
+    write_tensors,
+)
+
+from harness.adapters import finite, identity
+from harness.adapters.hf_folder import HfFolder, describe
+from harness.adapters.identity import tokenizer_sha256, verify_unchanged, weights_sha256
+from harness.errors import CheckpointError
+from harness.types import BaseWeights, CheckpointSpec, Form, Loadable
+
+MODEL = "model.safetensors"
+NORM = "model.norm.weight"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    return save_llama(tmp_path_factory.mktemp("models") / "base", tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Path:
+    return save_lora(tmp_path_factory.mktemp("loras") / "lora", pristine)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pristine: Path) -> Path:
+    """A copy that the test may change."""
+    return Path(shutil.copytree(pristine, tmp_path / "model"))
+
+
+def spec(source: Path, **fields: Any) -> CheckpointSpec:
+    return CheckpointSpec(name="x", source=str(source), **fields)
+
+
+def prepared(folder: Path) -> Loadable:
+    return HfFolder().prepare(spec(folder))
+
+
+# The record.
+
+
+def test_record_of_a_folder_names_weights_tokenizer_and_template(folder: Path) -> None:
+    found = prepared(folder)
+    assert found.form is Form.WEIGHTS
+    assert found.weights_sha256 == weights_sha256(folder)
+    assert found.tokenizer_sha256 == tokenizer_sha256(folder)
+    assert (found.base, found.lora, found.chat_template) == (None, None, None)
+
+
+def test_record_of_an_unmerged_adapter_covers_base_and_adapter(
+    pristine: Path, lora: Path, tmp_path: Path
+) -> None:
+    base = BaseWeights(folder=str(pristine), weights_sha256=weights_sha256(pristine))
+    found = describe(spec(lora), pristine, base=base, lora=lora)
+    assert (found.lora, found.base) == (str(lora), base)
+    assert found.weights_sha256 == weights_sha256(pristine, lora) != weights_sha256(pristine)
+    for change in ("weights", "config"):
+        other = Path(shutil.copytree(lora, tmp_path / change))
+        if change == "weights":
+            file = other / "adapter_model.safetensors"
+            change_tensor(file, next(iter(read_tensors(file))), 7.0)
+        else:
+            edit_json(other / "adapter_config.json", lora_alpha=99)
+        assert weights_sha256(pristine, other) != found.weights_sha256
+
+
+def test_unmerged_adapter_saved_with_a_tokenizer_brings_its_template(
+    pristine: Path, lora: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(lora, tmp_path / "own"))
+    save_tokenizer(own, "{{ messages[0]['content'] }}")
+    found = describe(spec(own), pristine, lora=own)
+    assert found.chat_template == "{{ messages[0]['content'] }}"
+    assert found.template_sha256 != describe(spec(lora), pristine, lora=lora).template_sha256
+
+
+# The tokenizer.
+
+
+def test_tokenizer_hash_does_not_depend_on_the_layout_of_merges(tmp_path: Path) -> None:
+    hashes = set()
+    for layout in (["a b", "ab c"], [["a", "b"], ["ab", "c"]]):
+        content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": layout}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        hashes.add(tokenizer_sha256(tmp_path))
+    assert len(hashes) == 1
+    content["model"]["merges"] = [["ab", "c"], ["a", "b"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert tokenizer_sha256(tmp_path) not in hashes
+
+
+def test_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(VOCABULARY - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+    assert prepared(folder).folder == str(folder)  # one token for each row
+    tokenizer.add_tokens(["<beyond>", "<beyond2>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"vocab_size 264 .*2 tokens.*'<beyond>' with id 264"):
+        prepared(folder)
+
+
+def test_code_that_travels_with_a_checkpoint_is_not_run(folder: Path) -> None:
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    auto = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    edit_json(folder / "config.json", auto_map=auto, model_type="evil")
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be used"):
+        prepared(folder)
+    assert not (folder / "ran").exists()
+
+
+# Unchanged files.
+
+
+def test_untouched_weights_pass_and_are_not_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = prepared(folder)
+    monkeypatch.setattr(identity, "_hash_bytes", None)
+    monkeypatch.setattr(finite, "_check_file", None)
+    verify_unchanged(found)
+    assert prepared(folder) == found
+
+
+def test_changed_weights_are_noticed(folder: Path) -> None:
+    found = prepared(folder)
+    before = (folder / MODEL).stat()
+    change_tensor(folder / MODEL, NORM, 0.5)
+    os.utime(folder / MODEL, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (folder / MODEL).stat().st_size == before.st_size
+    with pytest.raises(CheckpointError, match=rf"'x': the weights in {folder} changed"):
+        verify_unchanged(found)
+
+
+def test_added_and_removed_weight_files_are_noticed(folder: Path) -> None:
+    found = prepared(folder)
+    shutil.copy(folder / MODEL, folder / "more.safetensors")
+    with pytest.raises(CheckpointError, match="changed"):
+        verify_unchanged(found)
+    (folder / "more.safetensors").unlink()
+    verify_unchanged(found)
+    (folder / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=r"has no \*\.safetensors"):
+        verify_unchanged(found)
+
+
+def test_changed_adapter_is_noticed(pristine: Path, lora: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(lora, tmp_path / "own"))
+    found = describe(spec(own), pristine, lora=own)
+    verify_unchanged(found)
+    edit_json(own / "adapter_config.json", lora_alpha=99)
+    with pytest.raises(CheckpointError, match=rf"{pristine} or {own} changed"):
+        verify_unchanged(found)
+
+
+def test_endpoints_and_recorded_answers_have_no_files_to_verify(folder: Path) -> None:
+    gone = {"folder": "http://127.0.0.1:1/v1", "weights_sha256": "0"}
+    for form in (Form.ENDPOINT, Form.RECORDED):
+        verify_unchanged(prepared(folder).model_copy(update={**gone, "form": form}))
+
+
+# Finite weights.
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "NaN"), (float("-inf"), "infinity")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_numbers_are_refused(
+    folder: Path, value: float, said: str, dtype: str
+) -> None:
+    import torch
+
+    values = {k: v.to(getattr(torch, dtype)) for k, v in read_tensors(folder / MODEL).items()}
+    write_tensors(values, folder / MODEL)
+    assert prepared(folder).folder
+    change_tensor(folder / MODEL, NORM, value)
+    for _ in range(2):  # a refusal is not remembered as a pass
+        with pytest.raises(CheckpointError, match=rf"{MODEL}: tensor '{NORM}' holds {said}"):
+            prepared(folder)
+
+
+def test_integers_float8_and_empty_tensors_are_not_looked_into(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    import torch
+
+    folder = save_checkpoint(tmp_path / "quantised", tokenizer_folder)
+    nan8 = torch.tensor([float("nan")]).to(torch.float8_e4m3fn)
+    values = {"a": torch.arange(3), "b": nan8, "c": torch.empty(0), "d": torch.tensor(1.0)}
+    write_tensors(values, folder / MODEL)
+    assert prepared(folder).folder == str(folder)
+
+
+def test_adapter_that_is_not_finite_is_refused(pristine: Path, lora: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(lora, tmp_path / "own"))
+    file = own / "adapter_model.safetensors"
+    name = next(iter(read_tensors(file)))
+    change_tensor(file, name, float("nan"))
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: tensor .* holds NaN"):
+        describe(spec(own), pristine, lora=own)
