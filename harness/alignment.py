@@ -16,6 +16,7 @@ from harness.stats.bootstrap import Key
 from harness.types import (
     REFERENCE,
     Example,
+    Form,
     Generation,
     Judgment,
     Outcome,
@@ -57,6 +58,11 @@ class AlignedRun:
     def checkpoints(self) -> tuple[str, ...]:
         """Names of the checkpoints in the manifest's order."""
         return tuple(loadable.spec.name for loadable in self.manifest.checkpoints)
+
+    @cached_property
+    def forms(self) -> Mapping[str, Form]:
+        """What each checkpoint is, by name."""
+        return {loadable.spec.name: loadable.form for loadable in self.manifest.checkpoints}
 
     def answers(self, suite: str, checkpoint: str) -> Mapping[Answer, Generation]:
         """Return the answers of one checkpoint to one suite."""

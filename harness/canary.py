@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from harness.engines import SwappableEngine
+from harness.engines import ReadableEngine
 from harness.engines.reference import Continuation, ReferenceModel
-from harness.errors import EngineError
+from harness.errors import CheckpointError, EngineError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
-from harness.prompts import load_tokenizer, render
+from harness.prompts import checkpoint_tokenizer, render
 from harness.types import Dtype, Loadable, Message, Record, Role
 
 CANARIES = (
@@ -68,10 +68,10 @@ class CanaryProof(Record):
 def canary_sequences(checkpoint: Loadable) -> Sequences:
     """Return the canaries' token ids in one checkpoint's chat template.
 
-    A run uses its first checkpoint's for all, so that all readings are of the same tokens; in a
-    chat's form, because that is where preference optimisation moves a model most.
+    Checkpoints that share an engine share the first one's, so that all readings are of the same
+    tokens; in a chat's form, because that is where preference optimisation moves a model most.
     """
-    tokenizer = load_tokenizer(checkpoint.folder)
+    tokenizer = checkpoint_tokenizer(checkpoint)
     return tuple(
         (
             *render(tokenizer, [Message(role=Role.USER, content=question)]),
@@ -111,6 +111,43 @@ def rms(first: Readings, second: Readings) -> float:
     return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
 
 
+def base_of(checkpoint: Loadable) -> Loadable:
+    """Return the model that an adapter was put on, as something to take a reading of."""
+    assert checkpoint.base is not None
+    changes = {
+        "folder": checkpoint.base.folder,
+        "weights_sha256": checkpoint.base.weights_sha256,
+        "base": None,
+        "lora": None,
+    }
+    return checkpoint.model_copy(update=changes)
+
+
+UNCHANGED = 1e-6
+"""Root-mean-square difference, nats a token, up to which two float32 readings are one model's."""
+
+
+def refuse_unchanged(checkpoint: Loadable, own: Readings, base: Readings) -> None:
+    """Refuse an adapter that changes nothing: a forgotten merge, or training that never was.
+
+    Args:
+        own: independent reading of the checkpoint.
+        base: the same of the model that its adapter was put on.
+
+    Raises:
+        CheckpointError: the two are equal, and ``allow_unchanged`` was not given.
+    """
+    if checkpoint.spec.allow_unchanged or rms(own, base) > UNCHANGED:
+        return
+    name = checkpoint.spec.name
+    raise CheckpointError(
+        f"'{name}': the adapter in {checkpoint.spec.source} changes nothing: the log-probabilities "
+        "of the canary texts equal its base's. Was it trained, and saved after training? To "
+        f"compare it all the same: --checkpoint {name}={checkpoint.spec.source},"
+        "allow_unchanged=true."
+    )
+
+
 class Canary:
     """Remembers the independent readings of a run's checkpoints and checks an engine on them.
 
@@ -124,7 +161,7 @@ class Canary:
         self.readings = dict(readings)
         self._seen: dict[str, Readings] = {}
 
-    def verify(self, engine: SwappableEngine, checkpoint: Loadable) -> CanaryProof:
+    def verify(self, engine: ReadableEngine, checkpoint: Loadable) -> CanaryProof:
         """Check that ``engine`` holds ``checkpoint``.
 
         Raises:

@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import __version__
+from harness.cli_checkpoints import checkpoints as checkpoints_group
 from harness.cli_stability import stability
 from harness.cli_train import train
 from harness.errors import InputError, TbpoError
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from harness.plan import RunConfig
 
 CHECKPOINT_HELP = (
-    "NAME=SOURCE[,method=M][,base=FOLDER][,dtype=D][,training_logs=FOLDER]; SOURCE is a Hugging "
-    "Face folder, a PEFT LoRA folder or embedded:NAME. Repeat it; the first is the base that "
-    "differences are taken against."
+    "NAME=SOURCE[,key=value...]; SOURCE is a Hugging Face or PEFT folder, a hub id, a policy.pt, a "
+    "GGUF file, an endpoint's URL, a file of recorded outputs or embedded:NAME. Keys: method, "
+    "base, dtype, chat_template, merge, model, api_key_env, allow_unchanged, training_logs. "
+    "Repeat it; the first is the base that differences are taken against."
 )
 DEMO_OBJECTIVES = ("sft", "dpo", "bpo", "tdpo2", "tis-dpo", "tbpo-q", "tbpo-a")
 DEMO_CHECKPOINTS = (
@@ -76,6 +79,23 @@ def parse_checkpoint(text: str) -> dict[str, str]:
     return fields
 
 
+def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML (numbers, true, null).
+
+    Raises:
+        InputError: a text that is not KEY=VALUE.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (equals and key and value):
+            raise InputError(f"{option} '{text}': expected KEY=VALUE")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
 def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
     """Return the run's configuration: a YAML file's keys, overridden by what the options give.
 
@@ -88,7 +108,11 @@ def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
     from harness.suites import read_yaml, validation_text
 
     values = read_yaml(path) if path is not None else {}
-    values |= {key: value for key, value in given.items() if value not in (None, (), [])}
+    for key, value in given.items():
+        if isinstance(value, dict):
+            values[key] = (values.get(key) or {}) | value
+        elif value not in (None, (), []):
+            values[key] = value
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -97,15 +121,9 @@ def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
 
 
 def _run(config: RunConfig) -> None:
-    from harness.engines.environment import (
-        hide_mismatched_builds,
-        restart_with_engine_environment,
-    )
-    from harness.store import is_complete
+    from harness.engines.environment import prepare_process
 
-    if not is_complete(config.output):
-        restart_with_engine_environment()
-    hide_mismatched_builds()
+    prepare_process()
     from harness.pipeline import run
 
     _render(run(config))
@@ -144,6 +162,26 @@ def demo(output: Path | None, limit: int | None) -> None:
 @limit_option
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of all sampling (default 0).")
 @click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens.")
+@click.option("--engine", help="vllm or transformers; by default vLLM where it is installed.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Answers that do not depend on the batch they are computed in; much slower.",
+)
+@click.option(
+    "--engine-set",
+    "engine_settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the engine, such as max_num_seqs=32 or tensor_parallel_size=2. Repeat it.",
+)
+@click.option(
+    "--endpoint-set",
+    "endpoint_settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="How endpoints are asked, such as concurrency=8. Repeat it.",
+)
 def run_command(
     checkpoints: tuple[str, ...],
     suites: tuple[str, ...],
@@ -152,8 +190,15 @@ def run_command(
     limit: int | None,
     seed: int | None,
     max_model_len: int | None,
+    engine: str | None,
+    deterministic: bool,
+    engine_settings: tuple[str, ...],
+    endpoint_settings: tuple[str, ...],
 ) -> None:
     """Evaluate checkpoints on suites through one engine start; write a report."""
+    chosen: dict[str, Any] = {"name": engine} if engine else {}
+    if deterministic:
+        chosen["deterministic"] = True
     given = {
         "checkpoints": [parse_checkpoint(text) for text in checkpoints],
         "suites": list(suites),
@@ -161,6 +206,8 @@ def run_command(
         "limit": limit,
         "seed": seed,
         "max_model_len": max_model_len,
+        "engine": chosen | parse_settings(engine_settings, "--engine-set"),
+        "endpoint": parse_settings(endpoint_settings, "--endpoint-set"),
     }
     _run(build_config(config, given))
 
@@ -211,6 +258,7 @@ def gate(
     sys.exit(outcome.exit_code)
 
 
+cli.add_command(checkpoints_group)
 cli.add_command(train)
 cli.add_command(stability)
 

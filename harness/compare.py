@@ -26,6 +26,7 @@ from harness.types import (
     Comparison,
     Estimate,
     Example,
+    Form,
     Generation,
     Judgment,
     MetricDifference,
@@ -43,6 +44,7 @@ from harness.types import (
 
 ABSENT = "no score recorded"
 NOT_GENERATED = "answer not generated"
+UNEXPLAINED = "no reason given"
 
 
 def compare(
@@ -83,6 +85,7 @@ def compare(
         resamples=resamples,
         seed=seed,
         training=read_stability(manifest.training, training) if manifest.training else None,
+        unknown=tuple(_unknown(run, tables)),
     )
 
 
@@ -158,7 +161,7 @@ def _column(found: Mapping[Key, Score], expected: set[Key], unanswered: set[Answ
 
 
 def _reason(score: Score | None) -> str:
-    return ABSENT if score is None else score.reason or "no reason given"
+    return ABSENT if score is None else score.reason or UNEXPLAINED
 
 
 def _results(table: _Table, resampling: _Resampling) -> Iterator[MetricResult]:
@@ -325,7 +328,7 @@ def _gaps(run: AlignedRun, tables: Sequence[_Table]) -> Iterator[str]:
     yield from _generation_gaps(run)
     if run.manifest.status == Status.COMPLETE:
         for table in tables:
-            yield from _score_gaps(table)
+            yield from _score_gaps(run, table)
     yield from _judgment_gaps(run)
 
 
@@ -338,18 +341,43 @@ def _generation_gaps(run: AlignedRun) -> Iterator[str]:
                 yield f"{card.name}, {name}: {missing} of {len(asked)} answers not generated"
 
 
-def _score_gaps(table: _Table) -> Iterator[str]:
+def _score_gaps(run: AlignedRun, table: _Table) -> Iterator[str]:
     """Yield what a metric lacks, with the reasons; all of it if no checkpoint has any score."""
     if not any(column.values or column.lacking for column in table.columns.values()):
         yield f"{table.suite}, {table.metric.key}: no score for any checkpoint"
         return
     for name, column in table.columns.items():
-        if column.lacking:
-            total = len(column.values.keys() | column.lacking.keys())
-            yield (
-                f"{table.suite}, {table.metric.key}, {name}: {len(column.lacking)} of {total} "
-                f"values missing ({_counted(column.lacking.values())})"
-            )
+        if column.lacking and not _out_of_reach(run, table, name):
+            yield _lack(table, name)
+
+
+def _lack(table: _Table, name: str) -> str:
+    column = table.columns[name]
+    total = len(column.values.keys() | column.lacking.keys())
+    return (
+        f"{table.suite}, {table.metric.key}, {name}: {len(column.lacking)} of {total} "
+        f"values missing ({_counted(column.lacking.values())})"
+    )
+
+
+def _unknown(run: AlignedRun, tables: Sequence[_Table]) -> Iterator[str]:
+    """Yield what the form of a checkpoint lets nobody know, with the reasons."""
+    if run.manifest.status == Status.COMPLETE:
+        for table in tables:
+            yield from (_lack(table, n) for n in table.columns if _out_of_reach(run, table, n))
+
+
+def _out_of_reach(run: AlignedRun, table: _Table, name: str) -> bool:
+    """Whether a checkpoint has no value of a metric for what it is: an endpoint, or a file.
+
+    A run is whole without it, except where the metric is primary: then the suite is about what
+    cannot be had, and the values stay a gap.
+    """
+    column = table.columns[name]
+    reasons = set(column.lacking.values()) - {NOT_GENERATED}
+    stated = bool(reasons) and not reasons & {ABSENT, UNEXPLAINED}
+    held = run.forms[name] is Form.WEIGHTS
+    return stated and not (held or table.primary or column.values)
 
 
 def _counted(reasons: Iterable[str]) -> str:

@@ -1,34 +1,50 @@
 """The only orchestrator: a plan in, a sealed run folder out.
 
 Stages: training logs (copied), likelihoods and canary readings (transformers, float32),
-generations (one vLLM engine for all checkpoints), scores, judgments. Each stage reads what is on
-disk and adds what is missing, so a run that was killed goes on where it stopped. Where only
-training logs are asked for, no model is loaded.
+generations (one engine start for checkpoints of one shape), scores, judgments. Each stage reads
+what is on disk and adds what is missing, so a run that was killed goes on where it stopped. Where
+only training logs are asked for, no model is loaded.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from harness.canary import Canary, Readings, canary_sequences, remembered_reading, take_reading
-from harness.engines import Completion, Request
+from harness.canary import (
+    Readings,
+    Sequences,
+    base_of,
+    canary_sequences,
+    refuse_unchanged,
+    remembered_reading,
+    take_reading,
+)
 from harness.engines.reference import ReferenceModel
-from harness.engines.vllm import VllmEngine
-from harness.errors import EngineError
+from harness.engines.settings import EngineSettings
+from harness.generation import Sampler
 from harness.judges import AnswerPair, Judge
-from harness.likelihoods import RAW_KEYS, pair_sums, raw_scores
-from harness.metrics.likelihood import LogProbs, preference_scores
+from harness.likelihoods import (
+    KL_KEYS,
+    RAW_KEYS,
+    kl_scores,
+    missing_scores,
+    no_weights,
+    pair_sums,
+    preference_table,
+    raw_scores,
+)
+from harness.metrics.likelihood import LogProbs
 from harness.plan import Plan, RunConfig, make_plan
-from harness.progress import bar, over
+from harness.progress import over
 from harness.prompts import Prompts, render_all
 from harness.provenance import git_commit, hardware, now
-from harness.requests import as_generation, make_pairs, make_requests, split_key
+from harness.requests import make_pairs
 from harness.store import (
-    GENERATIONS,
     JUDGMENTS,
     SCORES,
     TRAINING,
@@ -37,12 +53,15 @@ from harness.store import (
     open_run,
 )
 from harness.suites import Suite
-from harness.types import Counts, Generation, Judgment, Loadable, Score, Status, SuiteExample
+from harness.types import Counts, Form, Generation, Judgment, Loadable, Score, Status, SuiteExample
 
 log = logging.getLogger(__name__)
 
 LIKELIHOOD = "preference_accuracy"
 """Name of the metric family that is filled from log-probabilities of given answers."""
+
+DIVERGENCE = "reference_kl"
+"""Name of the metric family that is filled from the distributions of two checkpoints."""
 
 
 def run(config: RunConfig) -> Path:
@@ -70,7 +89,8 @@ def run(config: RunConfig) -> Path:
         if plan.suites:
             work.likelihoods()
             work.generations()
-        work.check_generations()
+        work.sampler.check()
+        work.divergences()
         work.scores()
         work.judgments()
         work.finish()
@@ -78,7 +98,13 @@ def run(config: RunConfig) -> Path:
 
 
 def _prompts(plan: Plan) -> dict[str, Prompts]:
-    return render_all(plan.checkpoints, plan.suites, plan.settings.max_model_len)
+    """Return all prompts by checkpoint; endpoints and files render none here."""
+    prompts: dict[str, Prompts] = {}
+    for group in plan.groups:
+        if isinstance(group.settings, EngineSettings):
+            length = group.settings.max_model_len
+            prompts |= render_all(group.checkpoints, plan.suites, length)
+    return prompts
 
 
 class Work:
@@ -88,11 +114,25 @@ class Work:
         self.plan = plan
         self.folder = folder
         self.prompts = prompts
-        self.generated = {GENERATIONS.identity(g): g for g in folder.records(GENERATIONS)}
         self.scored = {SCORES.identity(s) for s in folder.records(SCORES)}
-        self.canaries = canary_sequences(plan.checkpoints[0]) if plan.suites else ()
+        self.canaries = self._canaries() if plan.suites else {}
         self.readings: dict[str, Readings] = {}
         self.sums: dict[tuple[str, str], dict[str, LogProbs]] = {}
+        self.sampler = Sampler(plan, folder, prompts, self.canaries, self.readings, self._note)
+
+    @property
+    def generated(self) -> Mapping[tuple[Any, ...], Generation]:
+        """The answers there are, by identity."""
+        return self.sampler.generated
+
+    def _canaries(self) -> dict[str, Sequences]:
+        """Return the canary texts by checkpoint: one tokenisation an engine group."""
+        found: dict[str, Sequences] = {}
+        for group in self.plan.groups:
+            if group.form == Form.WEIGHTS:
+                sequences = canary_sequences(group.checkpoints[0])
+                found |= {c.spec.name: sequences for c in group.checkpoints}
+        return found
 
     # -- training logs -------------------------------------------------------------------------
 
@@ -104,25 +144,50 @@ class Work:
     # -- likelihoods and canary readings -------------------------------------------------------
 
     def likelihoods(self) -> None:
-        """Score given answers in float32 and take the canary readings, one model load each."""
+        """Score given answers in float32 and take the canary readings, one model load each.
+
+        Raises:
+            CheckpointError: an adapter changes nothing.
+        """
         for checkpoint in self.plan.checkpoints:
-            self.readings[checkpoint.spec.name] = self._likelihoods(checkpoint)
+            if (reason := no_weights(checkpoint)) is None:
+                self.readings[checkpoint.spec.name] = self._likelihoods(checkpoint)
+                self._check_changed(checkpoint)
+            else:
+                for suite in self._suites_with(LIKELIHOOD):
+                    self._append_scores(missing_scores(checkpoint, suite, RAW_KEYS, reason))
+
+    def _suites_with(self, metric: str) -> list[Suite]:
+        return [suite for suite in self.plan.suites if metric in suite.spec.metrics]
 
     def _likelihoods(self, checkpoint: Loadable) -> Readings:
         """Return a checkpoint's canary reading; its float32 model is gone when this returns."""
-        reading = remembered_reading(checkpoint, self.canaries)
+        sequences = self.canaries[checkpoint.spec.name]
+        reading = remembered_reading(checkpoint, sequences)
         missing = [
             suite
-            for suite in self.plan.suites
-            if LIKELIHOOD in suite.spec.metrics and not self._has_likelihoods(checkpoint, suite)
+            for suite in self._suites_with(LIKELIHOOD)
+            if not self._has_likelihoods(checkpoint, suite)
         ]
         if reading is not None and not missing:
             return reading
-        model = ReferenceModel(checkpoint)
-        for suite in missing:
-            prompts = self.prompts[checkpoint.spec.name][suite.spec.name]
-            self._append_scores(raw_scores(checkpoint, suite, prompts, model))
-        return reading or take_reading(checkpoint, self.canaries, model)
+        with closing(ReferenceModel(checkpoint)) as model:
+            for suite in missing:
+                prompts = self.prompts[checkpoint.spec.name][suite.spec.name]
+                self._append_scores(raw_scores(checkpoint, suite, prompts, model))
+            return reading or take_reading(checkpoint, sequences, model)
+
+    def _check_changed(self, checkpoint: Loadable) -> None:
+        if checkpoint.base is None:
+            return
+        name = checkpoint.spec.name
+        below = base_of(checkpoint)
+        sequences = self.canaries[name]
+        base = remembered_reading(below, sequences)
+        if base is None:
+            with closing(ReferenceModel(below)) as model:
+                base = take_reading(below, sequences, model)
+        refuse_unchanged(checkpoint, self.readings[name], base)
 
     def _has_likelihoods(self, checkpoint: Loadable, suite: Suite) -> bool:
         name = checkpoint.spec.name
@@ -140,42 +205,8 @@ class Work:
     # -- generations ---------------------------------------------------------------------------
 
     def generations(self) -> None:
-        """Sample all missing answers of all checkpoints through one engine start."""
-        todo = [c for c in self.plan.checkpoints if self._missing_chunks(c)]
-        if not todo:
-            return
-        canary = Canary(self.canaries, self.readings)
-        engine = VllmEngine(self.plan.settings, self.plan.config.seed)
-        try:
-            for place, checkpoint in enumerate(todo, start=1):
-                log.info(
-                    "loading '%s' into the engine (%d of %d)",
-                    checkpoint.spec.name,
-                    place,
-                    len(todo),
-                )
-                starts = engine.starts
-                engine.load(checkpoint)
-                if engine.starts > starts:
-                    self._note("engine started", checkpoint=checkpoint.spec.name)
-                proof = canary.verify(engine, checkpoint)
-                log.info(
-                    "canary of '%s': %.3f nats a token from its own reading%s",
-                    proof.checkpoint,
-                    proof.own,
-                    ""
-                    if proof.nearest_other is None
-                    else f", {proof.nearest_other:.3f} from the nearest other",
-                )
-                if not proof.told_apart:
-                    log.warning(
-                        "'%s' is too like another checkpoint for the canary to tell them apart",
-                        proof.checkpoint,
-                    )
-                self._note("loaded", **proof.model_dump(mode="json"))
-                self.generate(engine, checkpoint)
-        finally:
-            engine.close()
+        """Sample all missing answers, each group of checkpoints through one engine start."""
+        self.sampler.run()
 
     def note_resumption(self) -> None:
         """Record that earlier work is gone on with, and where."""
@@ -187,46 +218,6 @@ class Work:
         found = self.folder.manifest
         events = (*found.events, {"event": event, "time": now(), **facts})
         self.folder.write_manifest(found.model_copy(update={"events": events}))
-
-    def _missing_chunks(self, checkpoint: Loadable) -> list[list[Request]]:
-        requests = make_requests(
-            self.plan.suites, self.prompts[checkpoint.spec.name], self.plan.config.seed
-        )
-        chunks = [
-            requests[i : i + self.plan.settings.chunk]
-            for i in range(0, len(requests), self.plan.settings.chunk)
-        ]
-        return [
-            c for c in chunks if any(self._identity(checkpoint, r) not in self.generated for r in c)
-        ]
-
-    @staticmethod
-    def _identity(checkpoint: Loadable, request: Request) -> tuple[Any, ...]:
-        suite, example, sample = split_key(request.key)
-        return (suite, checkpoint.spec.name, example, sample)
-
-    def generate(self, engine: VllmEngine, checkpoint: Loadable) -> None:
-        """Sample a checkpoint's missing answers with the engine that holds it; append each."""
-        chunks = self._missing_chunks(checkpoint)
-        total = sum(map(len, chunks))
-        with bar(total, f"generate {checkpoint.spec.name}", "answer") as shown:
-            for chunk in chunks:
-                lengths = {r.key: len(r.prompt) for r in chunk}
-                for batch in _batched(engine.generate(chunk), shown):
-                    made = [as_generation(checkpoint, c, lengths[c.key]) for c in batch]
-                    new = [g for g in made if GENERATIONS.identity(g) not in self.generated]
-                    self.folder.append(GENERATIONS, new)
-                    self.generated |= {GENERATIONS.identity(g): g for g in new}
-
-    def check_generations(self) -> None:
-        """Refuse to go on where the engine left answers out.
-
-        Raises:
-            EngineError: answers are missing; what there is stays.
-        """
-        expected = self.plan.manifest.counts["generations"].expected
-        if missing := expected - len(self.generated):
-            raise EngineError(f"the engine left out {missing} of {expected} answers; run again.")
 
     # -- scores --------------------------------------------------------------------------------
 
@@ -242,7 +233,8 @@ class Work:
         for suite, checkpoint, metric in over(jobs, "scores", "table"):
             generations = answers[suite.spec.name, checkpoint.spec.name]
             if metric == LIKELIHOOD:
-                self._append_scores(self._preference_scores(suite, checkpoint))
+                table = preference_table(checkpoint, self.plan.base, suite, self._pair_sums())
+                self._append_scores(table)
             else:
                 self._append_scores(self.plan.metrics[metric].score(suite.examples, generations))
 
@@ -252,16 +244,30 @@ class Work:
             answers[generation.suite, generation.checkpoint].append(generation)
         return answers
 
-    def _preference_scores(self, suite: Suite, checkpoint: Loadable) -> list[Score]:
-        rows = self._log_probabilities(suite, checkpoint)
-        base = self._log_probabilities(suite, self.plan.checkpoints[0])
-        return preference_scores(checkpoint.spec.name, suite.spec.name, rows, base)
-
-    def _log_probabilities(self, suite: Suite, checkpoint: Loadable) -> dict[str, LogProbs]:
-        key = (suite.spec.name, checkpoint.spec.name)
+    def _pair_sums(self) -> Mapping[tuple[str, str], Mapping[str, LogProbs]]:
         if not self.sums:
             self.sums = pair_sums(self.folder.records(SCORES))
-        return self.sums.get(key, {})
+        return self.sums
+
+    # -- divergence from the base --------------------------------------------------------------
+
+    def divergences(self) -> None:
+        """Hold each checkpoint's own samples against the base, both in float32."""
+        answers = self._answers()
+        with Models() as models:
+            for checkpoint in self.plan.checkpoints:
+                for suite in self._suites_with(DIVERGENCE):
+                    found = answers[suite.spec.name, checkpoint.spec.name]
+                    missing = [g for g in found if not self._has_divergence(g)]
+                    prompts = self.prompts.get(checkpoint.spec.name, {})
+                    shown = prompts.get(suite.spec.name, {})
+                    self._append_scores(
+                        kl_scores(checkpoint, self.plan.base, shown, missing, models)
+                    )
+
+    def _has_divergence(self, answer: Generation) -> bool:
+        name, example = answer.checkpoint, answer.example_id
+        return all((answer.suite, key, name, example, 0) in self.scored for key in KL_KEYS)
 
     # -- judgments -----------------------------------------------------------------------------
 
@@ -301,22 +307,32 @@ class Work:
         }
         if self.plan.manifest.training is not None:
             present["training"] = len(self.plan.training_rows)
-        counts = {name: Counts(expected=n, present=n) for name, n in present.items()}
+        expected = present | {"generations": found.counts["generations"].expected}
+        counts = {n: Counts(expected=expected[n], present=k) for n, k in present.items()}
         self.folder.write_manifest(found.model_copy(update={"counts": found.counts | counts}))
         self.folder.seal()
 
 
-FLUSH = 16
-"""Answers written to disk together, at most."""
+class Models:
+    """The float32 models of at most two checkpoints, kept between calls: the base and one other."""
 
+    def __init__(self) -> None:
+        self._held: dict[str, ReferenceModel] = {}
 
-def _batched(completions: Iterator[Completion], bar: Any) -> Iterator[list[Completion]]:
-    batch: list[Completion] = []
-    for completion in completions:
-        bar.update(1)
-        batch.append(completion)
-        if len(batch) >= FLUSH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    def __enter__(self) -> Models:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for model in self._held.values():
+            model.close()
+
+    def __call__(self, checkpoint: Loadable) -> ReferenceModel:
+        """Return a checkpoint's model; the one asked for longest ago makes room for a third."""
+        name = checkpoint.spec.name
+        model = self._held.pop(name, None)
+        if model is None:
+            while len(self._held) > 1:
+                self._held.pop(next(iter(self._held))).close()
+            model = ReferenceModel(checkpoint)
+        self._held[name] = model
+        return model

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from harness import plugins, provenance
 from harness.adapters import prepare, resolve
-from harness.adapters.identity import model_config
-from harness.engines.vllm import EngineSettings, default_settings
+from harness.adapters.recorded import recorded_suite
+from harness.adapters.templates import check_templates
 from harness.errors import InputError
 from harness.files import portable, sha256_json
+from harness.groups import EngineGroup, make_groups
 from harness.judges import Judge
 from harness.metrics import ExampleChecker, Metric
 from harness.progress import over
-from harness.prompts import template_warning
-from harness.suites import Suite, TrainingSuite, load_suites, load_training_suite, validation_text
-from harness.training_logs import Logs, find_logs
+from harness.suites import OUTPUTS, Suite, TrainingSuite, limited, load_suites, load_training_suite
+from harness.training_logs import NO_LOG, Logs, find_logs
 from harness.types import (
     REFERENCE,
     CheckpointSpec,
     Counts,
+    EngineCard,
+    Example,
+    Form,
     JudgeInfo,
     Loadable,
     Record,
+    Role,
     RunManifest,
     Status,
     SuiteCard,
     TrainingCard,
     TrainingRow,
+    TrainingSource,
 )
 
 log = logging.getLogger(__name__)
@@ -52,6 +58,7 @@ class RunConfig(Record):
     limit: int | None = Field(default=None, ge=1)
     max_model_len: int | None = Field(default=None, ge=16)
     engine: dict[str, Any] = Field(default_factory=dict)
+    endpoint: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,16 @@ class Plan:
     config: RunConfig
     suites: tuple[Suite, ...]
     checkpoints: tuple[Loadable, ...]
+    groups: tuple[EngineGroup, ...]
     metrics: Mapping[str, Metric]
     judges: Mapping[str, Judge]
-    settings: EngineSettings
     manifest: RunManifest
     training_rows: tuple[TrainingRow, ...]
+
+    @property
+    def base(self) -> Loadable:
+        """The checkpoint that differences and implicit rewards are taken against."""
+        return self.checkpoints[0]
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -74,32 +86,78 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         InputError: unknown or wrong suite, checkpoint, metric, judge, setting or training log.
     """
+    _check_names(config.checkpoints)
     suites = tuple(load_suites(config.suites, config.limit))
     training = load_training_suite(config.suites)
-    _check_suite_names(suites, training)
-    _check_names(config.checkpoints)
-    metrics = _load_metrics(suites)
-    judges = _load_judges(suites)
+    if OUTPUTS not in config.suites:
+        _load_metrics(suites)  # what is wrong with a suite is said before weights are read
     checkpoints = tuple(prepare(spec) for spec in over(config.checkpoints, "checkpoints", "one"))
-    _check_architectures(checkpoints)
-    if warning := template_warning(checkpoints):
+    check_templates(checkpoints)
+    if OUTPUTS in config.suites:
+        suites += (_outputs(checkpoints, config.limit),)
+    _check_suite_names(suites, training)
+    metrics, judges = _load_metrics(suites), _load_judges(suites)
+    groups = make_groups(checkpoints, config.engine, config.endpoint, config.max_model_len)
+    for warning in tokenizer_warnings(checkpoints):
         log.warning("%s", warning)
-    settings = _settings(config, checkpoints[0])
-    logs = _training_logs(config.checkpoints) if training else []
+    logs = [_training_logs(c) for c in checkpoints] if training else []
     card = training.card(found.source for found in logs) if training else None
-    manifest = _manifest(config, suites, checkpoints, metrics, judges, settings, card)
+    manifest = _manifest(config, suites, groups, checkpoints, metrics, judges, card)
     rows = tuple(row for found in logs for row in found.rows)
-    return Plan(config, suites, checkpoints, metrics, judges, settings, manifest, rows)
+    return Plan(config, suites, checkpoints, groups, metrics, judges, manifest, rows)
+
+
+def tokenizer_warnings(checkpoints: Sequence[Loadable]) -> Iterator[str]:
+    """Yield a warning for each checkpoint that reads text otherwise than the first one."""
+    base = checkpoints[0]
+    for other in checkpoints[1:]:
+        pair = (base.tokenizer_sha256, other.tokenizer_sha256)
+        if None not in pair and len(set(pair)) == 2:
+            yield (
+                f"'{other.spec.name}' has another tokenizer than '{base.spec.name}': lengths in "
+                "tokens do not compare, and there are no implicit rewards between them"
+            )
 
 
 def _check_suite_names(suites: Sequence[Suite], training: TrainingSuite | None) -> None:
-    if training and training.spec.name in [s.spec.name for s in suites]:
-        raise InputError(f"two suites have one name: {training.spec.name}")
+    names = [suite.spec.name for suite in suites] + ([training.spec.name] if training else [])
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two suites have one name: {', '.join(doubled)}")
 
 
-def _training_logs(specs: Iterable[CheckpointSpec]) -> list[Logs]:
-    """Return each checkpoint's training logs, from beside its weights or where it says."""
-    return [find_logs(s.name, Path(resolve(s).source), s.training_logs) for s in specs]
+def _outputs(checkpoints: Sequence[Loadable], limit: int | None) -> Suite:
+    """Return the suite of the recorded prompts.
+
+    Raises:
+        InputError: as `recorded_suite` says, or a checkpoint would have to be asked the second
+            question of a dialogue, between whose questions each model's own answer stood.
+    """
+    found = recorded_suite(checkpoints)
+    suite = limited(found, limit) if limit else found
+    asked = [c.spec.name for c in checkpoints if c.form is not Form.RECORDED]
+    later = [example.id for example in suite.examples if _follows_an_answer(example)]
+    if asked and later:
+        raise InputError(
+            f"'{asked[0]}' cannot be asked {len(later)} prompts of suite '{OUTPUTS}' (first: "
+            f"{later[0]}): they go on from each model's own answer, which the files hold for the "
+            "recorded models alone. Compare recorded outputs with each other here."
+        )
+    return suite
+
+
+def _follows_an_answer(example: Example) -> bool:
+    """Whether a prompt's last question followed an answer that is not part of the prompt."""
+    roles = [message.role for message in example.messages]
+    return (Role.USER, Role.USER) in pairwise(roles)
+
+
+def _training_logs(checkpoint: Loadable) -> Logs:
+    """Return a checkpoint's training logs, from beside its weights or where it says."""
+    spec = checkpoint.spec
+    if checkpoint.form is not Form.WEIGHTS and spec.training_logs is None:
+        return Logs(TrainingSource(checkpoint=spec.name, reason=NO_LOG))
+    place = Path(resolve(spec).source).expanduser()
+    return find_logs(spec.name, place.parent if place.is_file() else place, spec.training_logs)
 
 
 def _check_names(specs: Sequence[CheckpointSpec]) -> None:
@@ -137,38 +195,6 @@ def _load_judges(suites: Iterable[Suite]) -> dict[str, Judge]:
     return judges
 
 
-def _check_architectures(checkpoints: Sequence[Loadable]) -> None:
-    first = checkpoints[0]
-    for other in checkpoints[1:]:
-        if other.architecture != first.architecture or other.spec.dtype != first.spec.dtype:
-            raise InputError(
-                f"checkpoints '{first.spec.name}' and '{other.spec.name}' differ in architecture, "
-                "tokenizer, end token or dtype; one run compares checkpoints that share an engine. "
-                "Check the base of each LoRA, or compare them in runs of their own."
-            )
-
-
-def _settings(config: RunConfig, checkpoint: Loadable) -> EngineSettings:
-    wanted = default_settings(_context(checkpoint), config.max_model_len)
-    if unknown := sorted(set(config.engine) - set(EngineSettings.model_fields)):
-        raise InputError(
-            f"unknown engine setting '{unknown[0]}'. "
-            f"Known: {', '.join(sorted(EngineSettings.model_fields))}."
-        )
-    try:
-        return EngineSettings.model_validate(wanted.model_dump() | config.engine)
-    except ValidationError as error:
-        raise InputError(f"engine: {validation_text(error)}") from error
-
-
-def _context(checkpoint: Loadable) -> int:
-    config = model_config(Path(checkpoint.folder))
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int):
-        raise InputError(f"{checkpoint.folder}: its config names no max_position_embeddings")
-    return limit
-
-
 def _card(suite: Suite, metrics: Mapping[str, Metric]) -> SuiteCard:
     spec = suite.spec
     return SuiteCard(
@@ -186,12 +212,25 @@ def _card(suite: Suite, metrics: Mapping[str, Metric]) -> SuiteCard:
     )
 
 
+def _portable(checkpoint: Loadable) -> Loadable:
+    """Return a checkpoint with its folders as they may stand in a report."""
+    if checkpoint.form == Form.ENDPOINT:
+        return checkpoint
+    changes: dict[str, Any] = {"folder": portable(checkpoint.folder)}
+    if checkpoint.base is not None:
+        place = portable(checkpoint.base.folder)
+        changes["base"] = checkpoint.base.model_copy(update={"folder": place})
+    if checkpoint.lora is not None:
+        changes["lora"] = portable(checkpoint.lora)
+    return checkpoint.model_copy(update=changes)
+
+
 def _run_key(
     config: RunConfig,
     cards: Sequence[SuiteCard],
     checkpoints: Sequence[Loadable],
     judges: Sequence[JudgeInfo],
-    engine: Mapping[str, Any],
+    engines: Sequence[EngineCard],
     training: TrainingCard | None,
 ) -> str:
     # A run without training logs keeps the key it had before there were any.
@@ -215,7 +254,7 @@ def _run_key(
             ],
             "judges": [[j.name, j.identity] for j in judges],
             "seed": config.seed,
-            "engine": engine,
+            "engines": [card.model_dump(mode="json") for card in engines],
             "packages": provenance.packages(),
         }
     )
@@ -224,29 +263,29 @@ def _run_key(
 def _manifest(
     config: RunConfig,
     suites: Sequence[Suite],
+    groups: Sequence[EngineGroup],
     checkpoints: Sequence[Loadable],
     metrics: Mapping[str, Metric],
     judges: Mapping[str, Judge],
-    settings: EngineSettings,
     training: TrainingCard | None,
 ) -> RunManifest:
     cards = tuple(_card(suite, metrics) for suite in suites)
     infos = tuple(judge.info for judge in judges.values())
-    engine = {"name": "vllm", **provenance.engine_versions(), **settings.model_dump(mode="json")}
+    engines = tuple(group.card(config.seed) for group in groups)
     expected = sum(c.examples * c.sampling.samples for c in cards) * len(checkpoints)
     counts = {"generations": Counts(expected=expected, present=0)}
     if training is not None:
         logged = sum(log.rows for source in training.sources for log in source.logs)
         counts["training"] = Counts(expected=logged, present=0)
     return RunManifest(
-        run_key=_run_key(config, cards, checkpoints, infos, engine, training),
+        run_key=_run_key(config, cards, checkpoints, infos, engines, training),
         status=Status.RUNNING,
         created=provenance.now(),
         seed=config.seed,
-        checkpoints=tuple(c.model_copy(update={"folder": portable(c.folder)}) for c in checkpoints),
+        checkpoints=tuple(map(_portable, checkpoints)),
         suites=cards,
         judges=infos,
-        engine=engine,
+        engines=engines,
         packages=provenance.packages(),
         hardware=provenance.hardware(),
         git_commit=provenance.git_commit(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from harness.adapters.identity import read_tokenizer
 from harness.errors import CheckpointError, InputError
 from harness.suites import Suite
 from harness.types import Loadable, Message
@@ -25,12 +27,19 @@ def load_tokenizer(folder: str) -> Any:
     Raises:
         CheckpointError: it cannot be read.
     """
-    from transformers import AutoTokenizer
+    return read_tokenizer(Path(folder))
 
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+
+def checkpoint_tokenizer(checkpoint: Loadable) -> Any:
+    """Return a checkpoint's tokenizer with the chat template that is in use.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if checkpoint.chat_template is not None:
+        tokenizer.chat_template = checkpoint.chat_template
+    return tokenizer
 
 
 def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -140,7 +149,7 @@ def render_suite(checkpoint: Loadable, suite: Suite) -> dict[str, tuple[int, ...
     Raises:
         CheckpointError: a doubled BOS, or a template that cannot render the messages.
     """
-    tokenizer = load_tokenizer(checkpoint.folder)
+    tokenizer = checkpoint_tokenizer(checkpoint)
     prompts = {}
     for example in suite.examples:
         where = f"checkpoint '{checkpoint.spec.name}', {suite.spec.name}/{example.id}"
@@ -185,14 +194,3 @@ def render_all(
             check_lengths(prompts[suite.spec.name], suite, max_model_len)
         rendered[checkpoint.spec.name] = prompts
     return rendered
-
-
-def template_warning(checkpoints: Sequence[Loadable]) -> str | None:
-    """Return a warning where checkpoints to be compared have different chat templates."""
-    by_template: dict[str, list[str]] = {}
-    for checkpoint in checkpoints:
-        by_template.setdefault(checkpoint.template_sha256, []).append(checkpoint.spec.name)
-    if len(by_template) < 2:
-        return None
-    groups = "; ".join(", ".join(names) for names in by_template.values())
-    return f"checkpoints have different chat templates ({groups}): prompts differ in form"

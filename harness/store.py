@@ -212,17 +212,21 @@ def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
         "judges": ([j.identity for j in found.judges], [j.identity for j in wanted.judges]),
         "training logs": (_training(found), _training(wanted)),
         "seed": (found.seed, wanted.seed),
-        "engine": (found.engine, wanted.engine),
+        "engine": (_engines(found), _engines(wanted)),
         "package versions": (found.packages, wanted.packages),
     }
     different = [name for name, (a, b) in parts.items() if json.dumps(a) != json.dumps(b)]
     return f"They differ in: {', '.join(different)}."
 
 
-def _key(checkpoint: Loadable) -> tuple[str, ...]:
+def _key(checkpoint: Loadable) -> tuple[str | None, ...]:
     spec = checkpoint.spec
     hashes = (checkpoint.weights_sha256, checkpoint.template_sha256, checkpoint.architecture)
     return (spec.name, *hashes, spec.dtype)
+
+
+def _engines(manifest: RunManifest) -> list[dict[str, Any]]:
+    return [card.model_dump(mode="json") for card in manifest.engines]
 
 
 def _training(manifest: RunManifest) -> Any:

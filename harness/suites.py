@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from harness.errors import DataError, InputError, unknown_name
-from harness.files import packaged, sha256_json
+from harness.files import json_lines, packaged, sha256_json
 from harness.types import (
     Example,
     Message,
@@ -33,8 +32,15 @@ class SuiteKind(StrEnum):
     TRAINING = "training"
 
 
+def _unset(value: object) -> bool:
+    return value is None
+
+
 class DataRef(Record):
-    """Where a suite's examples are, relative to its YAML, and under which licence."""
+    """Where a suite's examples are, relative to its YAML, and under which licence.
+
+    The file is JSONL, plain or gzip.
+    """
 
     path: str
     licence: str
@@ -43,13 +49,24 @@ class DataRef(Record):
 class Fields(Record):
     """Which fields of a data row hold what.
 
-    ``user`` is a template for rows without ``messages``: ``{title}`` and the like stand for the
-    row's own fields.
+    Attributes:
+        user: a template for rows without ``messages``: ``{title}`` and the like stand for the
+            row's own fields.
+        reference, rejected: fields with a good and a worse answer.
+        id: field with the example's id, text or a whole number, if not ``id``.
+        instructions: field with the verifiable instructions, if not ``instructions``.
+        arguments: field with the instructions' arguments, one mapping each, where the field of
+            instructions lists ids alone, as IFEval's own data do (``instruction_id_list`` and
+            ``kwargs``). An argument that is null is not given.
     """
 
     user: str | None = None
     reference: str | None = None
     rejected: str | None = None
+    # Left out of a dump where unset: suites that do without keep their published hash.
+    id: str | None = Field(default=None, exclude_if=_unset)
+    instructions: str | None = Field(default=None, exclude_if=_unset)
+    arguments: str | None = Field(default=None, exclude_if=_unset)
 
 
 class SuiteSpec(Record):
@@ -116,6 +133,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Names that stand for several suites."""
 
+OUTPUTS = "outputs"
+"""Name of the suite whose prompts are those of the recorded outputs; no YAML declares it."""
+
 
 def validation_text(error: ValidationError) -> str:
     """Return a validation error as one line: field, problem, given value."""
@@ -152,12 +172,16 @@ def known_suites() -> dict[str, Path]:
 def resolve_names(names: Sequence[str]) -> list[Path]:
     """Return the YAML files that ``names`` stand for: groups, suite names, or paths to YAML.
 
+    ``outputs`` stands for no file and is passed over.
+
     Raises:
         InputError: unknown name (the known ones are listed).
     """
     known = known_suites()
     found: dict[Path, None] = {}
     for name in names:
+        if name == OUTPUTS:
+            continue
         if name in GROUPS:
             found |= dict.fromkeys(known[n] for n in GROUPS[name])
         elif name in known:
@@ -165,7 +189,7 @@ def resolve_names(names: Sequence[str]) -> list[Path]:
         elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
             found[Path(name)] = None
         else:
-            raise unknown_name("suite", name, [*known, *GROUPS])
+            raise unknown_name("suite", name, [*known, *GROUPS, OUTPUTS])
     return list(found)
 
 
@@ -179,28 +203,6 @@ def suite_kind(path: Path) -> SuiteKind:
     if given not in list(SuiteKind):
         raise InputError(f"{path}: kind: expected {' or '.join(SuiteKind)} (given: {given!r})")
     return SuiteKind(given)
-
-
-def _line_objects(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    rows = []
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(path, number, f"not valid UTF-8 at byte {error.start}") from error
-        except json.JSONDecodeError as error:
-            problem = f"not valid JSON: {error.msg} at column {error.colno}"
-            raise DataError(path, number, problem) from error
-        if not isinstance(row, dict):
-            raise DataError(path, number, f"expected an object, found {type(row).__name__}")
-        rows.append((number, row))
-    return rows
 
 
 def _messages(row: dict[str, Any], fields: Fields) -> list[dict[str, Any]]:
@@ -224,10 +226,39 @@ def _check_roles(messages: Sequence[Message]) -> None:
         raise ValueError("a turn is empty")
 
 
+def _id(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"an id is text or a whole number, found {type(value).__name__}")
+    return str(value)
+
+
+def _instructions(row: dict[str, Any], fields: Fields) -> Any:
+    names = row[fields.instructions or "instructions"]
+    if fields.arguments is None:
+        return names
+    arguments = row[fields.arguments]
+    if not isinstance(names, list) or not isinstance(arguments, list):
+        raise ValueError(f"'{fields.instructions}' and '{fields.arguments}' must be lists")
+    if len(names) != len(arguments):
+        raise ValueError(f"{len(names)} instructions have {len(arguments)} sets of arguments")
+    return [
+        {"id": name, "kwargs": _given(kwargs)}
+        for name, kwargs in zip(names, arguments, strict=True)
+    ]
+
+
+def _given(kwargs: Any) -> dict[str, Any]:
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"an instruction's arguments must be a mapping, found {kwargs!r}")
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
 def _example(row: dict[str, Any], fields: Fields) -> Example:
-    values: dict[str, Any] = {
-        key: row[key] for key in ("id", "subset", "expected", "instructions") if key in row
-    }
+    values: dict[str, Any] = {key: row[key] for key in ("id", "subset", "expected") if key in row}
+    if fields.id is not None:
+        values["id"] = _id(row[fields.id])
+    if fields.instructions or fields.arguments or "instructions" in row:
+        values["instructions"] = _instructions(row, fields)
     values["messages"] = _messages(row, fields)
     for target in ("reference", "rejected"):
         source = getattr(fields, target)
@@ -240,7 +271,7 @@ def _example(row: dict[str, Any], fields: Fields) -> Example:
 
 def _examples(path: Path, fields: Fields) -> tuple[Example, ...]:
     examples: dict[str, Example] = {}
-    for number, row in _line_objects(path):
+    for number, row in json_lines(path):
         try:
             example = _example(row, fields)
         except KeyError as error:
@@ -302,14 +333,16 @@ def load_suites(names: Sequence[str], limit: int | None = None) -> list[Suite]:
     """Load the suites of prompts among ``names``; ``limit`` keeps the first examples of each.
 
     Names are groups, suites or paths; training suites among them are left to
-    :func:`load_training_suite`.
+    :func:`load_training_suite`, and ``outputs`` to
+    :func:`harness.adapters.recorded.recorded_suite`.
 
     Raises:
         InputError: unknown suite, no suite, or two suites of one name.
     """
     paths = resolve_names(names)
-    if not paths:
-        raise InputError(f"no suite given. Known: {', '.join([*known_suites(), *GROUPS])}.")
+    if not paths and OUTPUTS not in names:
+        known = ", ".join([*known_suites(), *GROUPS, OUTPUTS])
+        raise InputError(f"no suite given. Known: {known}.")
     suites = [load_suite(path) for path in paths if suite_kind(path) == SuiteKind.PROMPTS]
     seen = [s.spec.name for s in suites]
     if len(set(seen)) < len(seen):

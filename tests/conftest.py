@@ -12,7 +12,7 @@ from tiny_checkpoints import save_checkpoint, save_tokenizer
 from training_records import pair_row, save_base, write_rows
 
 from harness.cli import main
-from harness.engines.environment import MARK, hide_mismatched_builds
+from harness.engines.environment import hide_mismatched_builds
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +21,6 @@ def own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.node.get_closest_marker("engine") is None:
         folder: Path = request.getfixturevalue("tmp_path")
         monkeypatch.setenv("TBPO_CACHE", str(folder / "cache"))
-
-
-@pytest.fixture
-def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the command line from replacing the test process by itself."""
-    monkeypatch.setenv(MARK, "1")
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from harness.engines import Completion, Request
-from harness.engines.reference import Continuation
-from harness.engines.vllm import EngineSettings
+from harness.engines import Completion, Request, TokenStatistics
+from harness.engines.reference import Continuation, Divergence
+from harness.engines.settings import EngineSettings
+from harness.errors import EngineDiedError
 from harness.types import FinishReason, Loadable
 
 
@@ -31,9 +32,13 @@ class FakeEngine:
 
     Attributes:
         fail_after: completions, counted over all calls, after which ``generate`` raises.
+        dies_after: completions, counted over all calls, after each of which the engine dies once.
         chunks: what each call of ``generate`` was handed, by checkpoint.
+        settings_seen: those of every engine that was started.
     """
 
+    dies_after: ClassVar[list[int]] = []
+    settings_seen: ClassVar[list[EngineSettings]] = []
     fail_after: ClassVar[int | None] = None
     made: ClassVar[int] = 0
     started: ClassVar[int] = 0
@@ -44,18 +49,24 @@ class FakeEngine:
     @classmethod
     def forget(cls) -> None:
         cls.fail_after, cls.made, cls.started, cls.closed = None, 0, 0, 0
-        cls.loads, cls.chunks = [], []
+        cls.loads, cls.chunks, cls.dies_after, cls.settings_seen = [], [], [], []
 
     def __init__(self, settings: EngineSettings, seed: int) -> None:
-        self.starts = 0
+        self.settings = settings
         self.held: Loadable | None = None
 
-    def load(self, checkpoint: Loadable) -> None:
-        if self.held is None:
-            self.starts += 1
-            type(self).started += 1
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.settings.identity("fake")
+
+    def load(self, checkpoint: Loadable) -> bool:
+        fresh = self.held is None
+        if fresh:
+            self.settings_seen.append(self.settings)
+        type(self).started += fresh
         self.held = checkpoint
         self.loads.append(checkpoint.spec.name)
+        return fresh
 
     @property
     def weights(self) -> str:
@@ -71,6 +82,9 @@ class FakeEngine:
         for request in sorted(requests, key=lambda r: fraction(self.weights, r.key)):
             if self.made == self.fail_after:
                 raise Killed
+            if self.dies_after and self.made == self.dies_after[0]:
+                del self.dies_after[0]
+                raise EngineDiedError("the engine's process was ended by SIGKILL")
             type(self).made += 1
             yield self.answer(request)
 
@@ -82,23 +96,62 @@ class FakeEngine:
             text=" ".join(words[int(5 * x)] for x in luck),
             finish_reason=FinishReason.STOP,
             tokens=1 + int(7 * luck[0]),
-            entropy=3 * luck[1],
+            prompt_tokens=len(request.prompt),
+            statistics=TokenStatistics(
+                logprobs=(-luck[2],), entropies=(3 * luck[1],), entropies_top20=(luck[1],)
+            ),
+            token_ids=tuple(range(1 + int(7 * luck[0]))),
         )
 
     def close(self) -> None:
+        self.held = None
         type(self).closed += 1
 
 
 class FakeReference:
-    """Stands for ``ReferenceModel``."""
+    """Stands for ``ReferenceModel``.
 
+    Attributes:
+        fail_after: divergences, counted over all calls, after which ``divergences`` raises.
+        read: keys of the answers whose divergence was read, by checkpoint.
+        held: models that are held now; ``most``: most that were held together.
+    """
+
+    vocabulary = 50
     loads: ClassVar[list[str]] = []
+    fail_after: ClassVar[int | None] = None
+    read: ClassVar[list[tuple[str, str]]] = []
+    held: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    @classmethod
+    def forget(cls) -> None:
+        cls.loads, cls.read, cls.fail_after, cls.held, cls.most = [], [], None, 0, 0
 
     def __init__(self, checkpoint: Loadable) -> None:
+        self.name = checkpoint.spec.name
         self.weights = checkpoint.weights_sha256
-        self.loads.append(checkpoint.spec.name)
+        self.loads.append(self.name)
+        type(self).held += 1
+        type(self).most = max(self.most, self.held)
 
     def token_logprobs(self, items: Sequence[Continuation]) -> Iterator[tuple[str, list[float]]]:
         for item in items:
             both = [*item.prompt, *item.answer]
             yield item.key, logprobs(self.weights, both, len(item.prompt))
+
+    def divergences(
+        self, base: FakeReference, items: Sequence[Continuation]
+    ) -> Iterator[tuple[str, list[Divergence]]]:
+        for item in items:
+            if len(self.read) == self.fail_after:
+                raise Killed
+            self.read.append((self.name, item.key))
+            yield item.key, [self.divergence(base, i) for i in range(len(item.answer))]
+
+    def divergence(self, base: FakeReference, place: int) -> Divergence:
+        kl = fraction(self.weights, base.weights, place)
+        return Divergence(kl=kl, log_ratio=kl - 0.5)
+
+    def close(self) -> None:
+        type(self).held -= 1

@@ -25,6 +25,7 @@ def answer(text: str, example_id: str = "a", sample: int = 0, **changes: Any) ->
     fields: dict[str, Any] = {
         "checkpoint": "dpo",
         "weights_sha256": "0" * 64,
+        "request_sha256": "1" * 64,
         "suite": "mini",
         "example_id": example_id,
         "sample": sample,

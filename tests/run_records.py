@@ -87,7 +87,7 @@ def run_manifest(
             )
             for name in sorted({judge for card in cards for judge in card.judges})
         ),
-        engine={},
+        engines=(),
         packages={},
         hardware={},
         git_commit=None,
@@ -110,6 +110,7 @@ def make_generation(checkpoint: str, example: str, sample: int = 0, suite: str =
     return Generation(
         checkpoint=checkpoint,
         weights_sha256=f"weights of {checkpoint}",
+        request_sha256="r",
         suite=suite,
         example_id=example,
         sample=sample,

@@ -50,19 +50,40 @@ def test_length_counts_tokens_characters_without_outer_space_and_cut_answers() -
     assert [info.key for info in Length.info] == ["tokens", "characters", "truncated"]
 
 
+def test_length_of_a_recorded_answer_is_missing_where_the_file_does_not_say() -> None:
+    scores = Length().score([example()], [answer("one", tokens=None, finish_reason=None)])
+
+    assert [(s.metric, s.value, s.reason) for s in scores] == [
+        ("tokens", None, "nobody counted the answer's tokens"),
+        ("characters", 3, None),
+        ("truncated", None, "nobody said why the answer ended"),
+    ]
+
+
 def test_entropy_is_the_engine_s_and_missing_where_there_is_none() -> None:
     given = [
-        answer("yes", sample=0, entropy=0.25),
-        answer("yes", sample=1, entropy=None),
+        answer("yes", sample=0, entropy=0.25, entropy_top20=0.125, logprob=-0.5),
+        answer("yes", sample=1, entropy=None, entropy_top20=0.0),
         answer("", sample=2, tokens=0, entropy=0.0),
+        answer("yes", sample=3, tokens=None, entropy=None, logprob=-1.0),
     ]
     scores = Entropy().score([example()], given)
 
-    assert [s.value for s in scores] == [0.25, None, None]
-    assert [s.reason for s in scores] == [
-        None,
-        "the engine did not report entropy",
-        "the answer has no token",
+    no_top, no_logprob = "the 20 likeliest tokens", "log-probabilities"
+    assert [(s.sample, s.value) for s in scores if s.value is not None] == [
+        (0, 0.25),
+        (0, 0.125),
+        (0, -0.5),
+        (1, 0.0),
+        (3, -1.0),
+    ]
+    assert [s.metric for s in scores[:3]] == [info.key for info in Entropy.info]
+    assert [s.reason for s in scores if s.value is None] == [
+        "nothing reported entropy over the whole vocabulary",
+        f"nothing reported {no_logprob}",
+        *["the answer has no token"] * 3,
+        "nothing reported entropy over the whole vocabulary",
+        f"nothing reported {no_top}",
     ]
 
 

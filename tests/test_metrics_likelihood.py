@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 from metric_records import answer, example
 
-from harness.metrics.likelihood import PREFERENCE_INFO, PreferenceAccuracy, preference_scores
+from harness.metrics.likelihood import (
+    KL_INFO,
+    PREFERENCE_INFO,
+    PreferenceAccuracy,
+    ReferenceKl,
+    preference_scores,
+)
 
 BASE = {"gain": (-10.0, -8.0), "loss": (-10.0, -8.0), "same": (-5.0, -5.0)}
 ROWS = {"gain": (-9.0, -8.5), "loss": (-9.0, -5.0), "same": (-5.0, -5.0)}
@@ -47,6 +53,21 @@ def test_a_pair_that_the_base_lacks_is_missing_with_a_reason() -> None:
 
     assert [s.value for s in scores] == [None, None, 1]
     assert scores[0].reason == "the base checkpoint has no log-probabilities here"
+
+
+def test_rows_that_cannot_be_held_against_the_base_s_say_why() -> None:
+    scores = preference_scores("dpo", "hh", {"gain": (-1.0, -2.0)}, BASE, unlike="other tokens")
+
+    assert [(s.value, s.reason) for s in scores] == [
+        (None, "other tokens"),
+        (None, "other tokens"),
+        (1, None),
+    ]
+
+
+def test_the_divergence_is_named_here_and_filled_elsewhere() -> None:
+    assert ReferenceKl.info is KL_INFO
+    assert ReferenceKl().score([example()], [answer("x")]) == []
 
 
 def test_generations_say_nothing_about_it() -> None:

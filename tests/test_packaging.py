@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness import plugins
+from harness.engines.settings import EndpointSettings, EngineSettings
 from harness.errors import InputError
 from harness.suites import known_suites, load_suites, load_training_suite
 
@@ -21,10 +22,18 @@ ROOT = Path(__file__).parents[1]
 
 PROTOCOLS = {
     "adapters": "harness.adapters:Adapter",
+    "engines": "harness.engines:Engine",
     "metrics": "harness.metrics:Metric",
     "judges": "harness.judges:Judge",
     "objectives": "harness.training.objectives:Objective",
 }
+
+GIVEN: dict[str, tuple[Any, ...]] = {
+    "vllm": (EngineSettings(), 0),
+    "transformers": (EngineSettings(), 0),
+    "openai": (EndpointSettings(),),
+}
+"""What engines are made with."""
 
 ENGINE_SIDE = ("torch", "transformers", "tokenizers", "peft", "vllm", "lm_eval", "safetensors")
 
@@ -63,7 +72,7 @@ def test_installed_entry_points_are_the_declared_ones() -> None:
 def test_entry_point_leads_to_what_its_group_promises(group: str, name: str) -> None:
     protocol = EntryPoint(group, PROTOCOLS[group], "").load()
     members = {member for member in vars(protocol) if not member.startswith("_")}
-    made = plugins.load(group, name)()  # type: ignore[operator]
+    made = plugins.load(group, name)(*GIVEN.get(name, ()))  # type: ignore[operator]
     assert members
     assert {member for member in members if not hasattr(made, member)} == set()
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fake_engine import FakeEngine, FakeReference, Killed
 from suite_records import CHUNK, EXAMPLES, NAMES, SAMPLES, run_config, write_suite
 from tiny_checkpoints import save_checkpoint
 
-from harness import pipeline
-from harness.errors import EngineError, InputError, RunFolderError
+from harness import generation, pipeline, plan
+from harness.adapters import prepare
+from harness.engines import Completion, Failure, Request
+from harness.errors import (
+    CheckpointError,
+    EngineDiedError,
+    EngineError,
+    InputError,
+    RunFolderError,
+)
+from harness.groups import EngineGroup
 from harness.pipeline import Work, run
 from harness.reading import compare_run
 from harness.store import GENERATIONS, JUDGMENTS, SCORES, RunFolder, read_run
-from harness.types import CheckpointSpec, Status
+from harness.types import BaseWeights, CheckpointSpec, Loadable, Status
 
 FILES = ("examples.jsonl", "generations.jsonl", "judgments.jsonl", "scores.jsonl")
 
@@ -30,9 +42,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 def install_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeEngine.forget()
     FakeReference.loads = []
-    monkeypatch.setattr(pipeline, "VllmEngine", FakeEngine)
+    monkeypatch.setattr(EngineGroup, "make", lambda group, seed: FakeEngine(group.settings, seed))
     monkeypatch.setattr(pipeline, "ReferenceModel", FakeReference)
-    monkeypatch.setattr(pipeline, "FLUSH", 3)
+    monkeypatch.setattr(generation, "FLUSH", 3)
     # A stopped test process loses nothing that it wrote, so it need not wait for the disk.
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
@@ -102,7 +114,7 @@ def test_second_run_computes_nothing(
 ) -> None:
     output = run(run_config(given, tmp_path / "run"))
     before = contents(output) | {"manifest.json": (output / "manifest.json").read_bytes()}
-    for name in ("VllmEngine", "ReferenceModel", "Work"):
+    for name in ("ReferenceModel", "Work"):
         monkeypatch.setattr(pipeline, name, None)
     assert run(run_config(given, output)) == output
     assert contents(output) | {"manifest.json": (output / "manifest.json").read_bytes()} == before
@@ -297,9 +309,11 @@ def test_checkpoints_with_templates_of_their_own_can_be_compared(
     other = save_checkpoint(tmp_path / "other", tokenizer_folder, seed=9)
     with (other / "chat_template.jinja").open("a") as template:
         template.write("Well:")
-    specs = [
-        CheckpointSpec(name=n, source=str(p)) for n, p in (("a", given / "base"), ("b", other))
-    ]
+    first = CheckpointSpec(name="a", source=str(given / "base"))
+    second = CheckpointSpec(name="b", source=str(other))
+    with pytest.raises(CheckpointError, match=r"different chat templates \(a; b\)"):
+        run(run_config(given, tmp_path / "run", checkpoints=[first, second]))
+    specs = [first, second.model_copy(update={"chat_template": "own"})]
     folder = read_run(run(run_config(given, tmp_path / "run", checkpoints=specs)))
     tokens = {g.checkpoint: g.prompt_tokens for g in folder.records(GENERATIONS)}
     assert tokens["b"] == tokens["a"] + len("Well:")
@@ -325,3 +339,147 @@ def test_pair_without_a_worse_answer_is_named(given: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="'e0': preference_accuracy needs a better and a worse"):
         run(run_config(given, tmp_path / "run", suites=[str(suite)]))
     assert FakeEngine.started == 0
+
+
+# Engines that die, checkpoints of several shapes, answers that are not to be had.
+
+
+@pytest.mark.parametrize("after", [[0], [5], [22], [3, 30], [0, 9, 23, 50]])
+def test_engine_that_dies_is_started_again_and_the_run_ends_the_same(
+    given: Path, tmp_path: Path, undisturbed: dict[str, bytes], after: list[int]
+) -> None:
+    FakeEngine.dies_after = list(after)
+    output = run(run_config(given, tmp_path / "run"))
+    assert contents(output) == undisturbed
+    assert FakeEngine.started == FakeEngine.closed == 1 + len(after)
+    events = read_run(output).manifest.events
+    died = [e for e in events if e["event"] == "engine died"]
+    assert len(died) == len(after)
+    assert "SIGKILL" in died[0]["reason"]
+
+
+def test_engine_that_dies_again_and_again_stops_the_run(given: Path, tmp_path: Path) -> None:
+    FakeEngine.dies_after = [10, 10, 10, 10]
+    with pytest.raises(EngineDiedError):
+        run(run_config(given, tmp_path / "run"))
+    assert len(FakeEngine.dies_after) == 1
+    kept = read_run(tmp_path / "run")
+    assert len(kept.records(GENERATIONS)) == 10
+    assert compare_run(tmp_path / "run").gaps
+
+
+def test_checkpoints_of_two_shapes_go_through_two_engine_starts(
+    given: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    wide = save_checkpoint(tmp_path / "wide", tokenizer_folder, seed=7, hidden_size=64)
+    specs = [CheckpointSpec(name="wide", source=str(wide))]
+    specs += [CheckpointSpec(name=n, source=str(given / n)) for n in NAMES[:2]]
+    output = run(run_config(given, tmp_path / "run", checkpoints=[specs[1], specs[0], specs[2]]))
+    assert FakeEngine.loads == ["base", "dpo", "wide"]
+    assert FakeEngine.started == 2
+    assert compare_run(output).gaps == ()
+
+
+def test_no_two_requests_share_an_identity(given: Path, tmp_path: Path) -> None:
+    found = read_run(run(run_config(given, tmp_path / "run"))).records(GENERATIONS)
+    assert len({g.request_sha256 for g in found}) == len(found)
+
+
+def test_answer_to_another_request_is_refused_on_resumption(given: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    FakeEngine.fail_after = 30
+    with pytest.raises(Killed):
+        run(run_config(given, output))
+    FakeEngine.forget()
+    file = output / "generations.jsonl"
+    first, *rest = file.read_text().splitlines(keepends=True)
+    row = json.loads(first)
+    file.write_text("".join([json.dumps(row | {"request_sha256": "0" * 64}) + "\n", *rest]))
+    with pytest.raises(RunFolderError, match=r"answer of 'base' to own/e\d was given to another"):
+        run(run_config(given, output))
+    assert FakeEngine.started == 0
+
+
+def test_weights_that_change_during_the_run_stop_it(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "given"
+    shutil.copytree(given, folder)
+    real = FakeEngine.load
+
+    def changing(self: FakeEngine, checkpoint: Loadable) -> bool:
+        if checkpoint.spec.name == "base":
+            shutil.copy(folder / "tbpo/model.safetensors", folder / "dpo/model.safetensors")
+        return real(self, checkpoint)
+
+    monkeypatch.setattr(FakeEngine, "load", changing)
+    with pytest.raises(CheckpointError, match=r"dpo.*"):
+        run(run_config(folder, tmp_path / "run"))
+    assert {g.checkpoint for g in read_run(tmp_path / "run").records(GENERATIONS)} == {"base"}
+
+
+def test_adapter_that_changes_nothing_is_refused_unless_allowed(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = prepare(CheckpointSpec(name="base", source=str(given / "base")))
+    below = BaseWeights(folder=base.folder, weights_sha256=base.weights_sha256)
+    idle = {"spec": CheckpointSpec(name="idle", source="lora"), "base": below}
+
+    def prepared(spec: CheckpointSpec) -> Loadable:
+        if spec.name != "idle":
+            return prepare(spec)
+        return base.model_copy(update=idle | {"spec": spec})
+
+    monkeypatch.setattr(plan, "prepare", prepared)
+    specs = [CheckpointSpec(name="base", source=str(given / "base"))]
+    for allowed in (False, True):
+        idle_spec = CheckpointSpec(name="idle", source="lora", allow_unchanged=allowed)
+        config = run_config(given, tmp_path / f"run-{allowed}", checkpoints=[*specs, idle_spec])
+        if allowed:
+            assert compare_run(run(config)).gaps == ()
+        else:
+            with pytest.raises(
+                CheckpointError, match="'idle': the adapter in lora changes nothing"
+            ):
+                run(config)
+            assert FakeEngine.started == 0
+
+
+class Forgetful(FakeEngine):
+    """Answers all but one example; ``final`` says whether it ever will."""
+
+    final: ClassVar[bool] = True
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion | Failure]:
+        for request in requests:
+            if "e2" in request.key:
+                yield Failure(key=request.key, reason="not in the file", final=self.final)
+            else:
+                yield self.answer(request)
+
+
+def test_answers_that_are_not_to_be_had_stay_a_gap_that_shows(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EngineGroup, "make", lambda group, seed: Forgetful(group.settings, seed))
+    output = run(run_config(given, tmp_path / "run"))
+    manifest = read_run(output).manifest
+    counts = manifest.counts["generations"]
+    assert counts.expected - counts.present == len(NAMES) * SAMPLES
+    noted = [e for e in manifest.events if e["event"] == "not answered"]
+    assert [e["count"] for e in noted] == [SAMPLES] * len(NAMES)
+    assert "own/e2/0: not in the file" in noted[0]["first"]
+    comparison = compare_run(output)
+    assert any("e2" in gap or "answers" in gap for gap in comparison.gaps)
+
+
+def test_answers_that_another_try_may_bring_stop_the_run_at_its_end(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, bytes]
+) -> None:
+    monkeypatch.setattr(Forgetful, "final", False)
+    with monkeypatch.context() as patched:
+        patched.setattr(EngineGroup, "make", lambda group, seed: Forgetful(group.settings, seed))
+        with pytest.raises(EngineError, match=r"9 of 63 answers are missing \(own/e2/0: not in"):
+            run(run_config(given, tmp_path / "run"))
+    run(run_config(given, tmp_path / "run"))
+    assert contents(tmp_path / "run") == undisturbed

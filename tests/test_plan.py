@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from suite_records import EXAMPLES, NAMES, SAMPLES, run_config, write_suite
-from tiny_checkpoints import save_checkpoint
+from tiny_checkpoints import save_checkpoint, save_sentencepiece
 
 from harness.errors import InputError
+from harness.groups import default_engine, make_groups
 from harness.plan import RunConfig, make_plan
-from harness.types import CheckpointSpec, Dtype, RunManifest, Status
+from harness.types import CheckpointSpec, Dtype, Form, Loadable, RunManifest, Status
 
 
 def specs(given: Path, *, name: str = "a", **fields: Any) -> list[CheckpointSpec]:
@@ -34,7 +35,10 @@ def test_manifest_says_what_will_be_run(given: Path, tmp_path: Path) -> None:
     assert {m.key for m in card.metrics} >= {"preference_accuracy", "tokens", "entropy"}
     assert [j.name for j in found.judges] == ["reference"]
     assert found.counts["generations"].expected == len(NAMES) * EXAMPLES * SAMPLES
-    assert found.engine["name"] == "vllm"
+    (engine,) = found.engines
+    assert engine.checkpoints == NAMES
+    assert engine.identity["name"] == default_engine()
+    assert any("not guaranteed" in text for text in engine.guarantees)
     assert "numpy" in found.packages
     assert not (tmp_path / "run").exists()
 
@@ -105,7 +109,6 @@ def test_wrong_request_is_refused(
     [
         ([("a", {}), ("a", {})], "checkpoint name 'a' is given twice"),
         ([("reference", {})], "'reference' stands for the suites' own answers"),
-        ([("a", {}), ("b", {"dtype": Dtype.FLOAT32})], "'a' and 'b' differ in architecture"),
     ],
 )
 def test_checkpoints_that_do_not_go_together_are_refused(
@@ -116,13 +119,20 @@ def test_checkpoints_that_do_not_go_together_are_refused(
         make_plan(run_config(given, tmp_path / "run", checkpoints=made))
 
 
-def test_checkpoints_of_another_shape_are_refused(
+def test_checkpoints_of_another_shape_or_dtype_get_an_engine_of_their_own(
     given: Path, tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     wide = save_checkpoint(tmp_path / "wide", tokenizer_folder, hidden_size=64)
-    made = [*specs(given), CheckpointSpec(name="wide", source=str(wide))]
-    with pytest.raises(InputError, match="'a' and 'wide' differ in architecture"):
-        make_plan(run_config(given, tmp_path / "run", checkpoints=made))
+    made = [
+        *specs(given),
+        CheckpointSpec(name="wide", source=str(wide)),
+        *specs(given, name="b"),
+        *specs(given, name="exact", dtype=Dtype.FLOAT32),
+    ]
+    plan = make_plan(run_config(given, tmp_path / "run", checkpoints=made))
+    groups = [[c.spec.name for c in group.checkpoints] for group in plan.groups]
+    assert groups == [["a", "b"], ["wide"], ["exact"]]
+    assert [list(card.checkpoints) for card in plan.manifest.engines] == groups
 
 
 @pytest.mark.parametrize(
@@ -141,11 +151,35 @@ def test_suite_that_cannot_be_run_is_refused(
         make_plan(run_config(given, tmp_path / "run", suites=[str(suite)]))
 
 
-def test_different_templates_are_warned_of(
-    given: Path, tmp_path: Path, tokenizer_folder: Path, caplog: pytest.LogCaptureFixture
+def test_another_tokenizer_is_warned_of(
+    given: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = save_checkpoint(tmp_path / "other", tokenizer_folder)
-    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    other = tmp_path / "other"
+    save_sentencepiece(tmp_path / "tokenizer")
+    save_checkpoint(other, tmp_path / "tokenizer")
     made = [*specs(given), CheckpointSpec(name="b", source=str(other))]
-    make_plan(run_config(given, tmp_path / "run", checkpoints=made))
-    assert "different chat templates (a; b)" in caplog.text
+    plan = make_plan(run_config(given, tmp_path / "run", checkpoints=made))
+    assert len(plan.groups) == 2
+    assert "'b' has another tokenizer than 'a'" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"engine": {"name": "vlm"}}, {"endpoint": {"tries": 3}}])
+def test_unknown_engine_or_endpoint_setting_lists_the_known(
+    given: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = run_config(given, tmp_path / "run", **changes)
+    url = CheckpointSpec(name="far", source="http://127.0.0.1:9/v1", model="m")
+    if "endpoint" in changes:
+        far = Loadable(
+            spec=url,
+            form=Form.ENDPOINT,
+            folder=url.source,
+            weights_sha256="w",
+            architecture="endpoint",
+            template_sha256=None,
+        )
+        with pytest.raises(InputError, match=r"unknown endpoint setting 'tries'.*attempts"):
+            make_groups([far], {}, config.endpoint, None)
+    else:
+        with pytest.raises(InputError, match=r"unknown engine 'vlm'.*vllm"):
+            make_plan(config)

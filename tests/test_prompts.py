@@ -16,10 +16,10 @@ from harness.prompts import (
     answer_ids,
     check_bos,
     check_lengths,
+    checkpoint_tokenizer,
     load_tokenizer,
     render,
     render_suite,
-    template_warning,
 )
 from harness.types import Message, Role
 
@@ -143,9 +143,10 @@ def test_prompts_too_long_are_named_and_counted() -> None:
         check_lengths(prompts, asked, max_model_len=19)
 
 
-def test_different_templates_are_warned_of() -> None:
-    same = [make_loadable(name) for name in ("a", "b")]
-    assert template_warning(same) is None
-    warning = template_warning([*same, make_loadable("c", template="u")])
-    assert warning is not None
-    assert "a, b; c" in warning
+def test_template_that_was_set_takes_the_place_of_the_folders(tokenizer_folder: Path) -> None:
+    own = make_loadable("a", tokenizer_folder)
+    other = own.model_copy(update={"chat_template": "{{ messages[0].content }}!"})
+    assert checkpoint_tokenizer(own).decode(render(checkpoint_tokenizer(own), HELLO)) == (
+        "<s><|user|>Hi</s><|assistant|>"
+    )
+    assert checkpoint_tokenizer(other).decode(render(checkpoint_tokenizer(other), HELLO)) == "Hi!"

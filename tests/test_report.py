@@ -30,6 +30,7 @@ from harness.types import (
     Comparison,
     Counts,
     Direction,
+    EngineCard,
     Estimate,
     JudgeInfo,
     Loadable,
@@ -198,7 +199,13 @@ def manifest(names: Sequence[str], agreement_low: float) -> RunManifest:
         ),
         suites=tuple(card(name) for name in SUITES),
         judges=judges(agreement_low),
-        engine={"name": "vllm", "max_model_len": 1024, "seed": 7, "options": {"eager": True}},
+        engines=(
+            EngineCard(
+                checkpoints=("sft", "dpo"),
+                identity={"name": "vllm", "max_model_len": 1024, "options": {"eager": True}},
+                guarantees=("the same manifest gives the same text",),
+            ),
+        ),
         packages={"vllm": "0.32.0", "torch": "2.13.0", "tbpo-harness": "0.1.0"},
         hardware={"device": "cpu", "cores": 2},
         git_commit="0123456789abcdef",
@@ -502,7 +509,11 @@ def hostile() -> Comparison:
             "suites": tuple(suites),
             "judges": tuple(by),
             "events": ({"what": HOSTILE},),
-            "engine": {HOSTILE: [HOSTILE]},
+            "engines": (
+                EngineCard(
+                    checkpoints=(HOSTILE,), identity={HOSTILE: [HOSTILE]}, guarantees=(HOSTILE,)
+                ),
+            ),
         }
     )
     return found.model_copy(update={"samples": (sample,), "manifest": run, "gaps": (HOSTILE,)})

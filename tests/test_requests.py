@@ -9,7 +9,7 @@ import pytest
 from run_records import make_examples
 from suite_records import make_loadable, make_suite
 
-from harness.engines import Completion
+from harness.engines import Completion, TokenStatistics
 from harness.judges import AnswerPair
 from harness.judges.reference import Reference
 from harness.judges.verifiable import Verifiable
@@ -18,10 +18,11 @@ from harness.requests import (
     make_pairs,
     make_requests,
     request_seed,
+    request_sha256,
     split_key,
 )
 from harness.suites import Suite
-from harness.types import REFERENCE, FinishReason
+from harness.types import REFERENCE, Dtype, FinishReason
 
 
 def named(name: str, examples: int, max_tokens: int, samples: int = 1) -> Suite:
@@ -72,13 +73,62 @@ def test_order_does_not_depend_on_the_order_of_the_prompts() -> None:
 
 def test_completion_becomes_a_record() -> None:
     (request,) = make_requests([named("s", 1, 4)], {"s": {"s00": (1, 2)}}, 0)
+    seen = TokenStatistics(logprobs=(-1.0, -3.0), entropies=(1.0, 2.0), entropies_top20=(0.5, 0.5))
     completion = Completion(
-        key=request.key, text="x", finish_reason=FinishReason.LENGTH, tokens=4, entropy=None
+        key=request.key,
+        text="x",
+        finish_reason=FinishReason.LENGTH,
+        tokens=2,
+        prompt_tokens=2,
+        token_ids=(5, 6),
+        statistics=seen,
     )
-    record = as_generation(make_loadable("dpo"), completion, prompt_tokens=2)
+    record = as_generation(make_loadable("dpo"), completion, "identity")
     assert (record.suite, record.example_id, record.sample) == ("s", "s00", 0)
     assert (record.checkpoint, record.weights_sha256) == ("dpo", "weights of dpo")
-    assert (record.prompt_tokens, record.tokens, record.entropy) == (2, 4, None)
+    assert record.request_sha256 == "identity"
+    assert (record.prompt_tokens, record.tokens, record.token_ids) == (2, 2, (5, 6))
+    assert (record.logprob, record.entropy, record.entropy_top20) == (-2.0, 1.5, 0.5)
+
+
+def test_what_the_engine_cannot_tell_is_missing() -> None:
+    record = as_generation(make_loadable("far"), Completion(key="s\ne\n0", text="x"), "i")
+    assert (record.finish_reason, record.tokens, record.token_ids) == (None, None, None)
+    assert (record.logprob, record.entropy, record.entropy_top20) == (None, None, None)
+
+
+def test_identity_of_a_request_follows_everything_that_decides_the_answer() -> None:
+    (request,) = make_requests([named("s", 1, 4)], {"s": {"s00": (1, 2)}}, 0)
+    dpo = make_loadable("dpo")
+    warmer = request.sampling.model_copy(update={"temperature": 0.5})
+    chat = request.model_copy(update={"prompt": ()})
+    variants = [
+        (dpo, request, "e"),
+        (dpo.model_copy(update={"weights_sha256": "other"}), request, "e"),
+        (dpo.model_copy(update={"template_sha256": "other"}), request, "e"),
+        (make_loadable("dpo", dtype=Dtype.FLOAT32), request, "e"),
+        (dpo, request.model_copy(update={"prompt": (1, 3)}), "e"),
+        (dpo, chat, "e"),
+        (dpo, chat.model_copy(update={"messages": request.messages * 3}), "e"),
+        (dpo, request.model_copy(update={"sampling": warmer}), "e"),
+        (dpo, request.model_copy(update={"seed": 9}), "e"),
+        (dpo, request, "another version of the engine"),
+    ]
+    assert len({request_sha256(*v) for v in variants}) == len(variants)
+    renamed = dpo.model_copy(update={"spec": dpo.spec.model_copy(update={"name": "x"})})
+    assert request_sha256(renamed, request, "e") == request_sha256(*variants[0])
+
+
+def test_pair_without_an_answer_is_left_out() -> None:
+    asked = named("s", 2, 4)
+    texts = {("s", "sft", "s00"): "a", ("s", "dpo", "s00"): "b", ("s", "dpo", "s01"): "c"}
+    found = make_pairs(asked, [make_loadable(n) for n in ("sft", "dpo")], texts, Verifiable())
+    assert {(p.candidate, p.baseline, p.example.id) for p in found} == {
+        ("dpo", "sft", "s00"),
+        ("sft", REFERENCE, "s00"),
+        ("dpo", REFERENCE, "s00"),
+        ("dpo", REFERENCE, "s01"),
+    }
 
 
 def pairs(judge: Verifiable | Reference, *, reference: bool = True) -> list[AnswerPair]:

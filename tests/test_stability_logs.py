@@ -18,6 +18,7 @@ from suite_records import NAMES, run_config
 
 from harness import pipeline
 from harness.errors import DataError, InputError, RunFolderError
+from harness.groups import EngineGroup
 from harness.pipeline import run
 from harness.plan import make_plan
 from harness.reading import compare_run, summary_text
@@ -222,7 +223,7 @@ def test_two_training_suites_are_refused(tmp_path: Path) -> None:
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeEngine.forget()
     FakeReference.loads = []
-    monkeypatch.setattr(pipeline, "VllmEngine", FakeEngine)
+    monkeypatch.setattr(EngineGroup, "make", lambda group, seed: FakeEngine(group.settings, seed))
     monkeypatch.setattr(pipeline, "ReferenceModel", FakeReference)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 

@@ -33,7 +33,7 @@ from harness.store import (
     read_records,
     read_run,
 )
-from harness.types import Generation, Outcome, RunManifest, Status, SuiteExample
+from harness.types import EngineCard, Generation, Outcome, RunManifest, Status, SuiteExample
 
 EXAMPLE_ROWS = [SuiteExample(suite="s", example=e) for e in make_examples(3)]
 CARD = suite_card(examples=3, samples=2, judges=["j"])
@@ -195,7 +195,7 @@ def test_sealing_twice_changes_nothing(tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"seed": 7}, "seed"),
-        ({"engine": {"max_num_seqs": 3}}, "engine"),
+        ({"engines": (EngineCard(checkpoints=("a",), identity={"chunk": 3}),)}, "engine"),
         ({"judges": ()}, "judges"),
         ({"suites": (CARD.model_copy(update={"content_sha256": "d"}),)}, "suites"),
         ({"suites": (CARD.model_copy(update={"metrics": ()}),)}, "metrics"),
@@ -322,7 +322,7 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_manifest_of_another_version_is_named(tmp_path: Path) -> None:
     folder = fill(tmp_path / "run")
     text = (folder.path / MANIFEST).read_text()
-    (folder.path / MANIFEST).write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    (folder.path / MANIFEST).write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
     with pytest.raises(RunFolderError, match="schema_version"):
         _ = read_run(folder.path).manifest
 

@@ -34,11 +34,19 @@ LENGTH_INFO = (
 )
 
 
-def _values(answer: Generation) -> dict[str, float]:
+UNKNOWN = {
+    "tokens": "nobody counted the answer's tokens",
+    "truncated": "nobody said why the answer ended",
+}
+"""By key, why a value is missing."""
+
+
+def _values(answer: Generation) -> dict[str, float | None]:
+    ended = answer.finish_reason
     return {
         "tokens": answer.tokens,
         "characters": len(answer.text.strip()),
-        "truncated": float(answer.finish_reason == FinishReason.LENGTH),
+        "truncated": None if ended is None else float(ended == FinishReason.LENGTH),
     }
 
 
@@ -48,9 +56,9 @@ class Length:
     info = LENGTH_INFO
 
     def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
-        """Return three scores for each answer."""
+        """Return three scores for each answer; None where a recorded answer does not say."""
         return [
-            answer_score(answer, key, value)
+            answer_score(answer, key, value, reason=UNKNOWN[key] if value is None else None)
             for _, answer in by_answer(examples, generations)
             for key, value in _values(answer).items()
         ]

@@ -1,7 +1,7 @@
-"""Preference accuracy: what a checkpoint's likelihoods say about better and worse answers.
+"""What likelihoods say: of better and worse answers, and of the distance from the base.
 
-The log-probabilities come from a stage of their own that runs the model over both answers; here
-are only the scores that follow from them.
+The readings come from stages of their own that run models over given answers
+(`harness.likelihoods`); here are the keys, and the scores that follow from log-probabilities.
 """
 
 from __future__ import annotations
@@ -54,6 +54,28 @@ PREFERENCE_INFO = (
     ),
 )
 
+KL_INFO = (
+    MetricInfo(
+        key="reference_kl",
+        title="Divergence from the base",
+        unit="nats per token",
+        direction=Direction.NEITHER,
+        definition="KL(checkpoint || base) of the next-token distributions before each token of "
+        "the checkpoint's own first sample, exact over the vocabulary and untempered, in float32, "
+        "averaged over the tokens of the answer. Zero for the base itself.",
+    ),
+    MetricInfo(
+        key="reference_kl_sampled",
+        title="Divergence from the base, sampled",
+        unit="nats per token",
+        direction=Direction.NEITHER,
+        definition="Log-probability of the checkpoint's own first sample under the checkpoint "
+        "minus that under the base, averaged over the tokens of the answer, in float32. At "
+        "temperature 1 without truncation it estimates the same divergence from one sample, with "
+        "more noise; at other temperatures it is biased.",
+    ),
+)
+
 LogProbs = tuple[float, float]
 """Sums of token log-probabilities in nats given the prompt: (better answer, worse answer)."""
 
@@ -62,9 +84,18 @@ def _share(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)
 
 
+NO_BASE_ROW = "the base checkpoint has no log-probabilities here"
+
+AGAINST_BASE = ("preference_accuracy", "preference_margin")
+"""Keys that hold a checkpoint against its base."""
+
+SCORED = (*AGAINST_BASE, "likelihood_accuracy")
+"""Keys that follow from log-probabilities, in the order of the scores."""
+
+
 def _against_base(row: LogProbs, base: LogProbs | None) -> dict[str, float | None]:
     if base is None:
-        return {"preference_accuracy": None, "preference_margin": None}
+        return dict.fromkeys(AGAINST_BASE)
     margin = (row[0] - base[0]) - (row[1] - base[1])
     return {"preference_accuracy": _share(margin), "preference_margin": margin}
 
@@ -74,6 +105,8 @@ def preference_scores(
     suite: str,
     rows: Mapping[str, LogProbs],
     base_rows: Mapping[str, LogProbs] | None,
+    *,
+    unlike: str | None = None,
 ) -> list[Score]:
     """Return the scores of one checkpoint on the pairs of one suite, in the order of ``rows``.
 
@@ -88,6 +121,8 @@ def preference_scores(
         base_rows: the same by the base checkpoint; for the base itself its own rows, whose
             margins are all zero: accuracy one half. None where there is no base: then
             ``likelihood_accuracy`` only.
+        unlike: why the base's rows cannot be compared with these; what needs them is missing
+            for this reason.
 
     Source: Rafailov et al. (2023), "Direct Preference Optimization", arXiv 2305.18290, eq. 5.
     """
@@ -95,20 +130,30 @@ def preference_scores(
     for example_id, row in rows.items():
         values: dict[str, float | None] = {}
         if base_rows is not None:
-            values = _against_base(row, base_rows.get(example_id))
+            values = _against_base(row, None if unlike else base_rows.get(example_id))
         values["likelihood_accuracy"] = _share(row[0] - row[1])
-        scores += [_score(checkpoint, suite, example_id, *item) for item in values.items()]
+        for key, value in values.items():
+            reason = (unlike or NO_BASE_ROW) if value is None else None
+            scores.append(pair_score(checkpoint, suite, key, example_id, value, reason))
     return scores
 
 
-def _score(checkpoint: str, suite: str, example_id: str, metric: str, value: float | None) -> Score:
+def pair_score(
+    checkpoint: str,
+    suite: str,
+    metric: str,
+    example_id: str,
+    value: float | None,
+    reason: str | None = None,
+) -> Score:
+    """Return a score about a suite's own answers to one prompt."""
     return Score(
         checkpoint=checkpoint,
         suite=suite,
         metric=metric,
         example_id=example_id,
         value=value,
-        reason="the base checkpoint has no log-probabilities here" if value is None else None,
+        reason=reason,
     )
 
 
@@ -132,4 +177,14 @@ class PreferenceAccuracy:
 
     def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
         """Return nothing: these scores are about the suite's own answers, not about generations."""
+        return []
+
+
+class ReferenceKl:
+    """``reference_kl`` and ``reference_kl_sampled``: named here, filled by ``kl_scores``."""
+
+    info = KL_INFO
+
+    def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
+        """Return nothing: two models must read the answers, in a stage of its own."""
         return []

@@ -9,7 +9,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.report.figures import inline
-from harness.report.origin import counts, facts, run_facts, sampling_text
+from harness.report.origin import (
+    counts,
+    dtype_text,
+    engine_facts,
+    facts,
+    run_facts,
+    sampling_text,
+    weights_text,
+)
 from harness.report.stability import STEM, unit_text
 from harness.report.tables import excludes
 from harness.report.text import clean
@@ -39,7 +47,9 @@ def _environment() -> Environment:
         agreement_text=agreement_text,
         counts=counts,
         describe=describe,
+        dtype_text=dtype_text,
         duel_data=duel_data,
+        engine_facts=engine_facts,
         excludes=excludes,
         facts=facts,
         interval_methods=interval_methods,
@@ -48,6 +58,7 @@ def _environment() -> Environment:
         sampling_text=sampling_text,
         stability_stem=STEM,
         unit_text=unit_text,
+        weights_text=weights_text,
     )
     return environment
 

@@ -7,7 +7,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.report.charts import DiversityBlock, Plot
-from harness.report.origin import Facts, counts, facts, run_facts, sampling_text
+from harness.report.origin import (
+    Facts,
+    counts,
+    dtype_text,
+    engine_facts,
+    facts,
+    run_facts,
+    sampling_text,
+    weights_text,
+)
 from harness.report.stability import STEM, SeedCell, StabilityBlock, unit_text
 from harness.report.tables import Cell, Change, Line, Rank, SuiteTables, excludes
 from harness.report.text import clean
@@ -292,7 +301,8 @@ def _origin(report: Report) -> Iterator[str]:
     yield _checkpoints(report)
     yield _suite_cards(report)
     yield _facts("Records present", counts(manifest))
-    yield _facts("Engine", facts(manifest.engine))
+    for card in manifest.engines:
+        yield _facts(f"Engine of {', '.join(card.checkpoints)}", engine_facts(card))
     yield _facts("Hardware", facts(manifest.hardware))
     yield _facts("Packages", facts(manifest.packages))
     for event in manifest.events:
@@ -307,14 +317,15 @@ def _facts(title: str, found: Facts) -> str:
 
 
 def _checkpoints(report: Report) -> str:
-    header = ["Checkpoint", "Method", "Source", "Weights SHA-256", "Dtype", "Notes"]
+    header = ["Checkpoint", "Method", "Form", "Source", "Weights SHA-256", "Dtype", "Notes"]
     rows = [
         [
             escape(c.spec.name),
             escape(c.spec.method),
+            c.form.value,
             escape(c.spec.source),
-            c.weights_sha256[:12],
-            c.spec.dtype.value,
+            weights_text(c),
+            dtype_text(c),
             escape("; ".join(c.notes)) or "none",
         ]
         for c in report.comparison.manifest.checkpoints
@@ -323,6 +334,7 @@ def _checkpoints(report: Report) -> str:
 
 
 def _suite_cards(report: Report) -> str:
+    manifest = report.comparison.manifest
     header = ["Suite", "Version", "Content SHA-256", "Prompts", "Sampling", "Licence of the data"]
     rows = [
         [
@@ -330,9 +342,9 @@ def _suite_cards(report: Report) -> str:
             str(c.version),
             c.content_sha256[:12],
             str(c.examples),
-            escape(sampling_text(c.sampling)),
+            escape(sampling_text(c.sampling, manifest.checkpoints)),
             escape(c.licence),
         ]
-        for c in report.comparison.manifest.suites
+        for c in manifest.suites
     ]
     return table(header, rows)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.report.text import clean
-from harness.types import Comparison, RunManifest, Sampling
+from harness.report.text import clean, joined
+from harness.types import Comparison, EngineCard, Form, Loadable, RunManifest, Sampling
 
 Facts = list[tuple[str, str]]
 
@@ -26,6 +26,11 @@ def value_text(value: Any) -> str:
 def facts(values: Mapping[str, Any]) -> Facts:
     """Return a mapping as labelled facts, sorted by key."""
     return [(clean(key), value_text(values[key])) for key in sorted(values)]
+
+
+def engine_facts(card: EngineCard) -> Facts:
+    """Return an engine's identity and what is known of when its answers repeat."""
+    return [*facts(card.identity), *(("Repeats", clean(text)) for text in card.guarantees)]
 
 
 def run_facts(comparison: Comparison) -> Facts:
@@ -50,10 +55,29 @@ def counts(manifest: RunManifest) -> Facts:
     ]
 
 
-def sampling_text(sampling: Sampling) -> str:
-    """Return sampling parameters in words."""
+def sampling_text(sampling: Sampling, checkpoints: Sequence[Loadable]) -> str:
+    """Return how a suite's answers were sampled, in words.
+
+    A suite's parameters are those of the checkpoints that were asked; recorded answers were
+    sampled as their makers chose.
+    """
+    samples = f"{sampling.samples} {'answer' if sampling.samples == 1 else 'answers'} a prompt"
+    recorded = [c.spec.name for c in checkpoints if c.form is Form.RECORDED]
+    if recorded and len(recorded) == len(checkpoints):
+        return f"as recorded, {samples}"
     how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}"
-    return (
-        f"{how}, top-p {sampling.top_p:g}, at most {sampling.max_tokens} tokens, "
-        f"{sampling.samples} {'answer' if sampling.samples == 1 else 'answers'} a prompt"
-    )
+    asked = f"{how}, top-p {sampling.top_p:g}, at most {sampling.max_tokens} tokens, {samples}"
+    return f"{asked}; {clean(joined(recorded))} as recorded" if recorded else asked
+
+
+def weights_text(checkpoint: Loadable) -> str:
+    """Return the head of a checkpoint's weight hash, or what is known in its place."""
+    if checkpoint.form is Form.ENDPOINT:
+        return "not seen"
+    head = checkpoint.weights_sha256[:12]
+    return head if checkpoint.form is Form.WEIGHTS else f"not seen (file {head})"
+
+
+def dtype_text(checkpoint: Loadable) -> str:
+    """Return a checkpoint's arithmetic, which is known only where its weights are here."""
+    return checkpoint.spec.dtype.value if checkpoint.form is Form.WEIGHTS else "not known"

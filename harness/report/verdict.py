@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from harness.report.lookup import Lookup
 from harness.report.tables import Change, change_of
-from harness.report.text import NBSP, counted, joined, number, shown
-from harness.types import SHARE, Comparison, Estimate, JudgeInfo, MetricDifference
+from harness.report.text import NBSP, clean, counted, joined, number, shown
+from harness.types import SHARE, Comparison, Estimate, Form, JudgeInfo, MetricDifference, SuiteCard
 
 SMALL = 200
 """Prompts of the paper's win-rate suites; a suite below that is called small."""
@@ -180,8 +180,10 @@ def limits(lookup: Lookup) -> list[str]:
         "Intervals cover the choice of prompts. They do not cover another training run, another "
         "data order or another sampling seed.",
         *_embedded(lookup.comparison),
+        *_forms(lookup.comparison),
         *_weak_judges(lookup.comparison),
         *_missing(lookup.comparison),
+        *(f"Cannot be known: {clean(text)}." for text in lookup.comparison.unknown),
         *_truncated(lookup),
         *_seeds(lookup.comparison),
     ]
@@ -233,6 +235,21 @@ def _embedded(comparison: Comparison) -> Iterator[str]:
         )
 
 
+FORM_LIMITS = {
+    Form.ENDPOINT: "asked through a server. Its weights, chat template and sampling cannot be "
+    "seen, so a difference may come from any of them.",
+    Form.RECORDED: "answers recorded earlier. How they were sampled is not known, so a difference "
+    "may come from the sampling as well as from the model.",
+}
+
+
+def _forms(comparison: Comparison) -> Iterator[str]:
+    for form, limit in FORM_LIMITS.items():
+        names = [c.spec.name for c in comparison.manifest.checkpoints if c.form is form]
+        if names:
+            yield f"{joined(names)}: {limit}"
+
+
 def _weak_judges(comparison: Comparison) -> Iterator[str]:
     for judge in comparison.manifest.judges:
         if judge.no_better_than_chance:
@@ -262,6 +279,14 @@ def _truncated(lookup: Lookup) -> Iterator[str]:
         ]
         if cut:
             yield (
-                f"{card.title}: answers cut at {counted(card.sampling.max_tokens, 'token')} "
+                f"{card.title}: answers cut at {_token_limit(lookup, card)} "
                 f"({', '.join(cut)}), so their ends were not judged."
             )
+
+
+def _token_limit(lookup: Lookup, card: SuiteCard) -> str:
+    """Return the suite's token limit, which recorded answers did not keep to."""
+    forms = {c.form for c in lookup.comparison.manifest.checkpoints}
+    if Form.RECORDED in forms:
+        return "a token limit"
+    return counted(card.sampling.max_tokens, "token")

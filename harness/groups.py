@@ -1,0 +1,201 @@
+"""Which checkpoints share an engine, and with which settings it is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from harness import plugins
+from harness.adapters.identity import model_config, weight_files
+from harness.engines import Engine
+from harness.engines.settings import (
+    GIB,
+    EndpointSettings,
+    EngineSettings,
+    ModelFacts,
+    default_settings,
+)
+from harness.errors import CheckpointError, InputError
+from harness.files import read_json, sha256_json
+from harness.suites import validation_text
+from harness.types import Dtype, EngineCard, Form, Loadable, Record
+
+S = TypeVar("S", bound=Record)
+
+BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
+
+NAME = "name"
+"""Key among a run's engine settings that names the engine."""
+
+HOLDERS = ("vllm", "transformers")
+"""Engines that hold weights."""
+
+
+@dataclass(frozen=True)
+class EngineGroup:
+    """Checkpoints that one engine start serves, in turn.
+
+    Attributes:
+        engine: name under ``tbpo.engines``.
+        settings: None for engines that have none.
+    """
+
+    engine: str
+    form: Form
+    settings: EngineSettings | EndpointSettings | None
+    checkpoints: tuple[Loadable, ...]
+
+    def make(self, seed: int) -> Engine:
+        """Return the engine, not started yet."""
+        kind: Any = plugins.load("engines", self.engine)
+        given: tuple[Any, ...] = () if self.settings is None else (self.settings,)
+        if isinstance(self.settings, EngineSettings):
+            given = (*given, seed)
+        engine: Engine = kind(*given)
+        return engine
+
+    def card(self, seed: int) -> EngineCard:
+        """Return how the manifest describes the group."""
+        identity = dict(self.make(seed).identity)
+        names = tuple(c.spec.name for c in self.checkpoints)
+        return EngineCard(
+            checkpoints=names, identity=identity, guarantees=tuple(guarantees(self.settings))
+        )
+
+    def sha256(self, seed: int) -> str:
+        """Return the hash of what of the engine decides its answers."""
+        return sha256_json(dict(self.make(seed).identity))
+
+
+def guarantees(settings: Record | None) -> Iterator[str]:
+    """Yield what is known of when answers repeat, and when they need not."""
+    if settings is None:
+        yield "answers on file: the same at every run"
+    elif isinstance(settings, EndpointSettings):
+        yield "a server's answers need not repeat; whether it kept to the seed cannot be seen"
+    elif isinstance(settings, EngineSettings):
+        yield "the same manifest on the same kind of machine gives the same text, token for token"
+        if settings.deterministic:
+            yield "deterministic: an answer does not depend on the batch it was computed in"
+        else:
+            yield (
+                "not guaranteed across batch sizes or orders of requests: the batch changes how "
+                "sums are rounded, above all in bfloat16"
+            )
+        yield "not guaranteed across processors, GPUs, or versions of the engine and torch"
+
+
+def default_engine() -> str:
+    """Return vLLM where it is installed, else transformers (macOS, Windows)."""
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+
+
+def make_groups(
+    checkpoints: Sequence[Loadable],
+    engine: Mapping[str, Any],
+    endpoint: Mapping[str, Any],
+    max_model_len: int | None,
+) -> tuple[EngineGroup, ...]:
+    """Return the engine groups of a run, in the order of their first checkpoints.
+
+    Args:
+        engine: settings of the engine that holds weights, by name; ``name`` chooses it.
+        endpoint: settings for endpoints, by name.
+
+    Raises:
+        InputError: unknown engine or setting, a wrong value, or a context beyond the model's.
+    """
+    found: dict[str, list[Loadable]] = {}
+    for checkpoint in checkpoints:
+        found.setdefault(_shared(checkpoint), []).append(checkpoint)
+    return tuple(_group(part, dict(engine), endpoint, max_model_len) for part in found.values())
+
+
+def _shared(checkpoint: Loadable) -> str:
+    """Return what must be equal for two checkpoints to share an engine start."""
+    if checkpoint.form != Form.WEIGHTS:
+        return checkpoint.form.value
+    base = checkpoint.folder if checkpoint.lora else None
+    return json.dumps([checkpoint.architecture, checkpoint.spec.dtype, base])
+
+
+def _group(
+    checkpoints: Sequence[Loadable],
+    engine: dict[str, Any],
+    endpoint: Mapping[str, Any],
+    max_model_len: int | None,
+) -> EngineGroup:
+    form = checkpoints[0].form
+    given = tuple(checkpoints)
+    if form == Form.RECORDED:
+        return EngineGroup("replay", form, None, given)
+    if form == Form.ENDPOINT:
+        settings = _checked(EndpointSettings(), endpoint, "endpoint")
+        return EngineGroup("openai", form, settings, given)
+    name = engine.pop(NAME, None) or default_engine()
+    if name not in plugins.names("engines"):
+        plugins.load("engines", name)  # raises, with the known names
+    wanted = default_settings(model_facts(checkpoints[0]), max_model_len)
+    loras = [c for c in checkpoints if c.lora]
+    if loras:
+        rank = max(_rank(c) for c in loras)
+        wanted = wanted.model_copy(update={"max_loras": len(loras), "max_lora_rank": rank})
+    return EngineGroup(name, form, _checked(wanted, engine, "engine"), given)
+
+
+def _checked(wanted: S, given: Mapping[str, Any], what: str) -> S:
+    """Return settings with those that were given in place of the chosen ones."""
+    known = type(wanted).model_fields
+    if unknown := sorted(set(given) - set(known)):
+        raise InputError(
+            f"unknown {what} setting '{unknown[0]}'. Known: {', '.join(sorted(known))}."
+        )
+    try:
+        return type(wanted).model_validate(wanted.model_dump() | dict(given))
+    except ValidationError as error:
+        raise InputError(f"{what}: {validation_text(error)}") from error
+
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM has room for."""
+
+
+def _rank(checkpoint: Loadable) -> int:
+    assert checkpoint.lora is not None
+    config = read_json(Path(checkpoint.lora) / "adapter_config.json")
+    wanted = max([int(config["r"]), *map(int, config.get("rank_pattern", {}).values())])
+    fits = [rank for rank in LORA_RANKS if rank >= wanted]
+    if not fits:
+        raise InputError(
+            f"'{checkpoint.spec.name}': vLLM holds no LoRA of rank {wanted}; leave out merge=false"
+        )
+    return fits[0]
+
+
+def model_facts(checkpoint: Loadable) -> ModelFacts:
+    """Return what of a checkpoint decides fitting settings.
+
+    Raises:
+        CheckpointError: its config names no context length.
+    """
+    folder = Path(checkpoint.folder)
+    config = model_config(folder).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        raise CheckpointError(f"{folder}: its config names no max_position_embeddings")
+    heads = int(getattr(config, "num_attention_heads", 1))
+    kept = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    layers = int(getattr(config, "num_hidden_layers", 1))
+    return ModelFacts(
+        context=context,
+        weights_gib=sum(f.stat().st_size for f in weight_files(folder)) / GIB,
+        cache_bytes=2 * layers * kept * width * BYTES[checkpoint.spec.dtype],
+        heads=heads,
+    )
