@@ -11,8 +11,9 @@ harness       ``tbpo run`` with nothing in its cache but the unpacked embedded m
 scripts       As published evaluation scripts do it: a process a LoRA that merges it with PEFT, then
               a process for each checkpoint and suite that starts ``vllm.LLM(model=FOLDER)`` on
               its defaults, generates and writes the answers (benchmarks/scripts/). They are
-              given the prompts as token ids. On a CPU vLLM's defaults refuse to start: it may take
-              half of the memory, as its message proposes, instead of 0.92.
+              given the prompts as token ids, and on a CPU, where vLLM's default refuses to start, a
+              key-value cache of the size that the harness takes. vLLM's default compiles the
+              model at every start; ``--eager-scripts`` spares them that.
 raw           One call of ``LLM.generate`` on the base checkpoint's requests of all suites, with the
               engine settings and the environment of the harness, vLLM's own top-p, no statistics.
 filter        The same with this package's top-p filter.
@@ -344,7 +345,7 @@ def harness_run(limit: int | None, checkpoints: int, scratch: Path) -> HarnessRu
     )
 
 
-def script(name: str, *arguments: Path) -> float:
+def script(name: str, *arguments: Path | str) -> float:
     """Run one of the scripts to its end in an environment without help; return its seconds."""
     helped = ("LD_PRELOAD", "OMP_NUM_THREADS")
     environment = {k: v for k, v in os.environ.items() if k not in helped}
@@ -352,24 +353,24 @@ def script(name: str, *arguments: Path) -> float:
     return finish([sys.executable, str(file), *map(str, arguments)], environment).seconds
 
 
-def generate_script(model: Path, prompts: Path, scratch: Path) -> Cost:
+def generate_script(model: Path, prompts: Path, scratch: Path, eager: bool) -> Cost:
     answers = scratch / "answers.json"
-    wall = script("generate.py", model, prompts, answers)
+    wall = script("generate.py", model, prompts, answers, *(["--eager"] if eager else []))
     found = json.loads(answers.read_text(encoding="utf-8"))
     return Cost(1, wall, found["seconds"], found["tokens"])
 
 
-def scripts_cost(limit: int | None, checkpoints: int, scratch: Path) -> Cost:
+def scripts_cost(given: argparse.Namespace, scratch: Path) -> Cost:
     """Merge and generate, checkpoint by checkpoint and suite by suite; return the sums."""
-    prompts = prompts_folder(limit, scratch)
+    prompts = prompts_folder(given.limit, scratch)
     costs = []
-    for name, source, _ in DEMO_CHECKPOINTS[:checkpoints]:
+    for name, source, _ in DEMO_CHECKPOINTS[: given.checkpoints]:
         model, seconds = merged(source, scratch)
         if seconds:
             say(f"scripts: merge {name}", f"{seconds:.1f} s")
             costs.append(Cost(1, seconds, 0.0, 0))
         for suite in SUITES:
-            cost = generate_script(model, prompts / f"{suite}.json", scratch)
+            cost = generate_script(model, prompts / f"{suite}.json", scratch, given.eager_scripts)
             say(f"scripts: {name}, {suite}", f"{cost.wall:.1f} s, {cost.generation:.1f} generating")
             costs.append(cost)
     return Cost(*(sum(column) for column in zip(*costs, strict=True)))
@@ -410,7 +411,7 @@ def fill_engine_cache(scratch: Path) -> None:
     prompts = scratch / "one.json"
     one = {"prompt": [1, 2, 3], "sampling": {"max_tokens": 2}}
     prompts.write_text(json.dumps([one]), encoding="utf-8")
-    generate_script(embedded_folder(BASE), prompts, scratch)
+    generate_script(embedded_folder(BASE), prompts, scratch, eager=True)
 
 
 def measure_round(given: argparse.Namespace, sides: Sequence[str]) -> Round:
@@ -422,7 +423,7 @@ def measure_round(given: argparse.Namespace, sides: Sequence[str]) -> Round:
                 found.harness = harness_run(given.limit, given.checkpoints, scratch)
                 say("harness", f"{found.harness.wall:.1f} s")
             elif side == "scripts":
-                found.scripts = scripts_cost(given.limit, given.checkpoints, scratch)
+                found.scripts = scripts_cost(given, scratch)
             else:
                 for name, rate in rates(side, given.limit):
                     found.rates[name] = rate
@@ -539,6 +540,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="examples of each suite (default: all)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--eager-scripts", action="store_true", help="spare the scripts vLLM's compilation"
+    )
     parser.add_argument("--entropy-cost", action="store_true", help="measure that, no side")
     hidden("--checkpoints", type=int, default=len(DEMO_CHECKPOINTS))
     hidden("--side")
