@@ -145,7 +145,6 @@ def test_lora_of_another_base(given: Path, tmp_path: Path, tbpo: Tbpo) -> None:
     words = run_arguments(given, tmp_path / "run")
     found = tbpo(*words, "--checkpoint", f"lora={lora},base={given / 'base'}")
     refused(found, "has no w.weight (1 such modules): the adapter belongs to another base")
-    assert "Check the base of each LoRA" in found[2]
 
 
 @pytest.mark.parametrize(
