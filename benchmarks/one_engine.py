@@ -178,7 +178,7 @@ def watch_run(watch: Stopwatch) -> None:
     watch.calls(pipeline, "raw_scores", "preference accuracy")
     watch.calls(Work, "generations", "records, proofs, bookkeeping")
     watch.calls(VllmWorkers, "load", "engine start", "loads")
-    watch.calls(VllmWorkers, "prompt_logprobs", "canaries read by the engine")
+    watch.calls(VllmWorkers, "prompt_logprobs", "first canary reading", "later canary readings")
     watch.iterations(VllmWorkers, "generate", GENERATION)
     watch.calls(VllmWorkers, "close", "engine end")
     for stage in ("divergences", "scores", "judgments"):
@@ -502,8 +502,12 @@ def show(found: Round) -> None:
 
 def show_ratios(rounds: Sequence[Round]) -> None:
     """Print the ratios; of several rounds, the medians."""
+    found = list(zip(*map(ratios, rounds), strict=True))
+    if not found:
+        print("\nno ratios: they need the harness and another side")
+        return
     print(f"\nratios{', medians of the rounds' if len(rounds) > 1 else ''}")
-    for same in zip(*map(ratios, rounds), strict=True):
+    for same in found:
         print(same[0]._replace(value=statistics.median(ratio.value for ratio in same)))
 
 
