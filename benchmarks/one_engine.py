@@ -22,7 +22,8 @@ transformers  ``model.generate`` in bfloat16 on the base checkpoint's requests, 
               a group is smaller), extrapolated to all requests. The best of three batch sizes.
 
 Every process is started in turn. All share a cache of vLLM's own, filled by one start of vLLM that
-is not counted. Everything is written to a temporary folder.
+is not counted; what torch compiles when the harness first reads log-probabilities is compiled
+afresh, and counted. Everything is written to a temporary folder.
 
 Time outside generation is a side's wall time less its time in ``LLM.generate``; for the harness,
 less the time it waits for the engine's answers. The headline compares the same work: what the
