@@ -8,13 +8,13 @@ from typing import Any
 
 from harness.adapters.identity import verify_unchanged
 from harness.canary import Canary, CanaryProof, Readings, Sequences
-from harness.engines import Completion, Engine, Failure, ReadableEngine, Request
+from harness.engines import Completion, Engine, Failure, ReadableEngine, Request, split_key
 from harness.errors import EngineDiedError, EngineError, RunFolderError
 from harness.groups import EngineGroup
 from harness.plan import Plan
 from harness.progress import bar
 from harness.prompts import Prompts
-from harness.requests import as_generation, make_requests, request_sha256, split_key
+from harness.requests import as_generation, make_requests, request_sha256
 from harness.store import GENERATIONS, RunFolder
 from harness.types import Form, Loadable
 
@@ -116,7 +116,7 @@ class Sampler:
         name = checkpoint.spec.name
         verify_unchanged(checkpoint)
         if engine.load(checkpoint):
-            self.note("engine started", checkpoint=name, **_named(engine))
+            self.note("engine started", checkpoint=name, engine=engine.identity["name"])
         if canary is None:
             self.note("loaded", checkpoint=name)
         elif isinstance(engine, ReadableEngine):
@@ -241,10 +241,6 @@ class Queue:
                 replies = _counted(engine.generate(chunk), shown)
                 self.sampler.take(self.checkpoint, replies, self.asked)
         verify_unchanged(self.checkpoint)
-
-
-def _named(engine: Engine) -> dict[str, Any]:
-    return {"engine": engine.identity["name"]}
 
 
 def _say(proof: CanaryProof) -> None:

@@ -13,16 +13,18 @@ from pydantic import ValidationError
 
 from harness import plugins
 from harness.adapters.identity import model_config, weight_files
+from harness.adapters.lora_folder import read_config
 from harness.engines import Engine
 from harness.engines.settings import (
     GIB,
     EndpointSettings,
     EngineSettings,
     ModelFacts,
+    cache_bytes,
     default_settings,
 )
 from harness.errors import CheckpointError, InputError
-from harness.files import read_json, sha256_json
+from harness.files import sha256_json
 from harness.suites import validation_text
 from harness.types import Dtype, EngineCard, Form, Loadable, Record
 
@@ -32,9 +34,6 @@ BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
 
 NAME = "name"
 """Key among a run's engine settings that names the engine."""
-
-HOLDERS = ("vllm", "transformers")
-"""Engines that hold weights."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,8 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 def _rank(checkpoint: Loadable) -> int:
     assert checkpoint.lora is not None
-    config = read_json(Path(checkpoint.lora) / "adapter_config.json")
-    wanted = max([int(config["r"]), *map(int, config.get("rank_pattern", {}).values())])
+    config = read_config(Path(checkpoint.lora))
+    wanted = max([config.r, *config.rank_pattern.values()])
     fits = [rank for rank in LORA_RANKS if rank >= wanted]
     if not fits:
         raise InputError(
@@ -189,13 +188,9 @@ def model_facts(checkpoint: Loadable) -> ModelFacts:
     context = getattr(config, "max_position_embeddings", None)
     if not isinstance(context, int):
         raise CheckpointError(f"{folder}: its config names no max_position_embeddings")
-    heads = int(getattr(config, "num_attention_heads", 1))
-    kept = int(getattr(config, "num_key_value_heads", None) or heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    layers = int(getattr(config, "num_hidden_layers", 1))
     return ModelFacts(
         context=context,
         weights_gib=sum(f.stat().st_size for f in weight_files(folder)) / GIB,
-        cache_bytes=2 * layers * kept * width * BYTES[checkpoint.spec.dtype],
-        heads=heads,
+        cache_bytes=cache_bytes(config, BYTES[checkpoint.spec.dtype]),
+        heads=int(getattr(config, "num_attention_heads", 1)),
     )

@@ -89,14 +89,16 @@ def make_plan(config: RunConfig) -> Plan:
     _check_names(config.checkpoints)
     suites = tuple(load_suites(config.suites, config.limit))
     training = load_training_suite(config.suites)
-    if OUTPUTS not in config.suites:
-        _load_metrics(suites)  # what is wrong with a suite is said before weights are read
+    # What is wrong with a suite is said before weights are read.
+    metrics, judges = _load_metrics(suites), _load_judges(suites)
     checkpoints = tuple(prepare(spec) for spec in over(config.checkpoints, "checkpoints", "one"))
     check_templates(checkpoints)
     if OUTPUTS in config.suites:
-        suites += (_outputs(checkpoints, config.limit),)
+        outputs = _outputs(checkpoints, config.limit)
+        suites += (outputs,)
+        metrics |= _load_metrics([outputs])
+        judges |= _load_judges([outputs])
     _check_suite_names(suites, training)
-    metrics, judges = _load_metrics(suites), _load_judges(suites)
     groups = make_groups(checkpoints, config.engine, config.endpoint, config.max_model_len)
     for warning in tokenizer_warnings(checkpoints):
         log.warning("%s", warning)

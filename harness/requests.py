@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from harness.engines import Completion, Request
+from harness.engines import Completion, Request, split_key
 from harness.files import sha256_json
 from harness.judges import AnswerPair, Judge
 from harness.suites import Suite
@@ -43,12 +43,6 @@ def make_requests(
         for sample in range(suite.spec.sampling.samples)
     ]
     return sorted(requests, key=lambda r: -r.sampling.max_tokens)
-
-
-def split_key(key: str) -> tuple[str, str, int]:
-    """Return (suite, example id, sample) of a request's key."""
-    suite, example, sample = key.split("\n")
-    return suite, example, int(sample)
 
 
 def request_sha256(checkpoint: Loadable, request: Request, engine_sha256: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from command_records import Tbpo
 from suite_records import NAMES, write_suite
-from tiny_checkpoints import save_checkpoint, save_tokenizer
+from tiny_checkpoints import save_checkpoint, save_llama, save_lora, save_tokenizer
 from training_records import pair_row, save_base, write_rows
 
 from harness.cli import main
@@ -48,6 +49,30 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A tiny random Llama; tests change copies of it."""
+    return save_llama(tmp_path_factory.mktemp("models") / "base", tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def pristine_lora(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Path:
+    """A LoRA on it; tests change copies of it."""
+    return save_lora(tmp_path_factory.mktemp("loras") / "lora", pristine)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pristine: Path) -> Path:
+    """A copy of the Llama that the test may change."""
+    return Path(shutil.copytree(pristine, tmp_path / "model"))
+
+
+@pytest.fixture
+def lora(tmp_path: Path, pristine_lora: Path) -> Path:
+    """A copy of the LoRA that the test may change."""
+    return Path(shutil.copytree(pristine_lora, tmp_path / "lora"))
 
 
 @pytest.fixture(scope="session")

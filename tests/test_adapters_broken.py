@@ -13,8 +13,6 @@ import pytest
 from tiny_checkpoints import (
     edit_json,
     read_tensors,
-    save_llama,
-    save_lora,
     save_shards,
     write_tensors,
 )
@@ -29,33 +27,13 @@ FIRST = "model-00001-of-"
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return save_llama(tmp_path_factory.mktemp("models") / "base", tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
 def pristine_shards(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Path:
     return save_shards(tmp_path_factory.mktemp("models") / "shards", pristine)
-
-
-@pytest.fixture(scope="module")
-def pristine_lora(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Path:
-    return save_lora(tmp_path_factory.mktemp("loras") / "lora", pristine)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, pristine: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "model"))
 
 
 @pytest.fixture
 def shards(tmp_path: Path, pristine_shards: Path) -> Path:
     return Path(shutil.copytree(pristine_shards, tmp_path / "shards"))
-
-
-@pytest.fixture
-def lora(tmp_path: Path, pristine_lora: Path) -> Path:
-    return Path(shutil.copytree(pristine_lora, tmp_path / "lora"))
 
 
 def prepared(source: Path | str, **fields: Any) -> Loadable:

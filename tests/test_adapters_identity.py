@@ -15,8 +15,6 @@ from tiny_checkpoints import (
     edit_json,
     read_tensors,
     save_checkpoint,
-    save_llama,
-    save_lora,
     save_tokenizer,
     write_tensors,
 )
@@ -29,22 +27,6 @@ from harness.types import BaseWeights, CheckpointSpec, Form, Loadable
 
 MODEL = "model.safetensors"
 NORM = "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return save_llama(tmp_path_factory.mktemp("models") / "base", tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Path:
-    return save_lora(tmp_path_factory.mktemp("loras") / "lora", pristine)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, pristine: Path) -> Path:
-    """A copy that the test may change."""
-    return Path(shutil.copytree(pristine, tmp_path / "model"))
 
 
 def spec(source: Path, **fields: Any) -> CheckpointSpec:

@@ -15,7 +15,6 @@ from tiny_checkpoints import (
     change_tensor,
     read_tensors,
     save_llama,
-    save_lora,
     save_shards,
     save_tokenizer,
     write_tensors,
@@ -30,21 +29,6 @@ from harness.types import CheckpointSpec, Form
 MODEL = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 OTHER = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return save_llama(tmp_path_factory.mktemp("models") / "base", tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
-def lora(tmp_path_factory: pytest.TempPathFactory, pristine: Path) -> Path:
-    return save_lora(tmp_path_factory.mktemp("loras") / "lora", pristine)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, pristine: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "model"))
 
 
 def shown(tbpo: Tbpo, *arguments: str | Path, code: int = 0) -> Inspection:

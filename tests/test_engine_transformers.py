@@ -18,10 +18,9 @@ from tiny_checkpoints import save_llama, save_lora, save_sentencepiece
 from harness.engines import Completion, Failure, ReadableEngine, Request
 from harness.engines.distribution import draw, row_step, truncate
 from harness.engines.loading import load_model
-from harness.engines.settings import EngineSettings
+from harness.engines.settings import EngineSettings, cache_bytes
 from harness.engines.transformers import (
     TransformersEngine,
-    cache_bytes,
     cache_tokens,
     group_rows,
 )

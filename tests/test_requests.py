@@ -9,7 +9,7 @@ import pytest
 from run_records import make_examples
 from suite_records import make_loadable, make_suite
 
-from harness.engines import Completion, TokenStatistics
+from harness.engines import Completion, TokenStatistics, split_key
 from harness.judges import AnswerPair
 from harness.judges.reference import Reference
 from harness.judges.verifiable import Verifiable
@@ -19,7 +19,6 @@ from harness.requests import (
     make_requests,
     request_seed,
     request_sha256,
-    split_key,
 )
 from harness.suites import Suite
 from harness.types import REFERENCE, Dtype, FinishReason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from harness.adapters.finite import check_finite
@@ -107,6 +107,32 @@ def cache_key(companions: Mapping[str, Path], *facts: object) -> str:
     return sha256_json([{name: sha256_file(file) for name, file in companions.items()}, *facts])
 
 
+def cached_folder(
+    kind: str,
+    companions: Mapping[str, Path],
+    facts: Iterable[object],
+    write: Callable[[Path], None],
+) -> Path:
+    """Return a prepared folder from the cache; made the first time, whole or not at all.
+
+    Args:
+        kind: folder of the cache for such folders.
+        companions: files that belong in it, by the name they have there.
+        facts: what else decides its content.
+        write: writes the rest into the folder it is given; companions that it writes itself are
+            not copied.
+    """
+    target = cache_root() / kind / cache_key(companions, *facts)
+    if target.is_dir():
+        return target
+    with atomic_folder(target) as scratch:
+        write(scratch)
+        for name, file in companions.items():
+            if not (scratch / name).exists():
+                shutil.copy2(file, scratch / name)
+    return target
+
+
 def _save_without_head(file: Path, target: Path) -> None:
     from safetensors.torch import save_file
 
@@ -124,16 +150,14 @@ def _index_without_head(file: Path, target: Path) -> None:
 
 def _without_head(folder: Path) -> Path:
     files = companions(folder)
-    target = cache_root() / "stripped" / cache_key(files, weights_sha256(folder))
-    if target.is_dir():
-        return target
-    with atomic_folder(target) as scratch:
+
+    def write(target: Path) -> None:
         for file in weight_files(folder):
-            _save_without_head(file, scratch / file.name)
-        for name, file in files.items():
-            copy = _index_without_head if name == INDEX else shutil.copy2
-            copy(file, scratch / name)
-    return target
+            _save_without_head(file, target / file.name)
+        if INDEX in files:
+            _index_without_head(files[INDEX], target / INDEX)
+
+    return cached_folder("stripped", files, [weights_sha256(folder)], write)
 
 
 def describe(

@@ -40,6 +40,15 @@ TOKENIZER_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
+TOKENIZER = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""Files of a tokenizer that an adapter may be saved with."""
+
 
 @contextmanager
 def reading(place: Path | str) -> Iterator[None]:
@@ -96,14 +105,21 @@ def loaded_files(folder: Path, lora: Path | None = None) -> list[Path]:
         CheckpointError: one is missing.
     """
     files = weight_files(folder)
-    return files if lora is None else [*files, *_adapter_files(lora)]
+    return files if lora is None else [*files, lora / ADAPTER_CONFIG, adapter_weights(lora)]
 
 
-def _adapter_files(lora: Path) -> list[Path]:
-    weights = [lora / name for name in ADAPTER_WEIGHTS if (lora / name).is_file()]
-    if not weights:
-        raise CheckpointError(f"{lora} has no {' or '.join(ADAPTER_WEIGHTS)}.")
-    return [lora / ADAPTER_CONFIG, weights[0]]
+def adapter_weights(lora: Path) -> Path:
+    """Return the file of an adapter folder's tensors; CheckpointError where it has none."""
+    for name in ADAPTER_WEIGHTS:
+        if (lora / name).is_file():
+            return lora / name
+    raise CheckpointError(f"{lora} has no {' or '.join(ADAPTER_WEIGHTS)}; save the adapter.")
+
+
+def own_tokenizer(folder: Path) -> dict[str, Path]:
+    """Return the tokenizer files of an adapter folder, if it was saved with a whole tokenizer."""
+    found = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
+    return found if {"tokenizer.json", "tokenizer_config.json"} <= found.keys() else {}
 
 
 def _stat_key(files: Sequence[Path]) -> str:

@@ -14,10 +14,12 @@ from harness.adapters import RECORDED, Located, locate, prepare, recognise
 from harness.adapters.finite import check_finite
 from harness.adapters.hf_folder import HEAD_PREFIX, check_folder, head_tensors
 from harness.adapters.identity import (
+    adapter_weights,
     check_vocabulary,
     loaded_files,
     model_config,
     own_template,
+    own_tokenizer,
     reading,
     tokenizer_sha256,
     weight_files,
@@ -106,14 +108,12 @@ def _lora(spec: CheckpointSpec, located: Located) -> Inspection:
     from harness.adapters.lora_folder import (
         head_names,
         low_rank_pairs,
-        own_tokenizer,
         read_config,
-        weights_file,
     )
     from harness.adapters.peft_lora import base_of, check_adapter
 
     folder = Path(located.source).expanduser()
-    config, file = read_config(folder), weights_file(folder)
+    config, file = read_config(folder), adapter_weights(folder)
     base = base_of(spec.model_copy(update={"source": located.source}), config)
     done = "would be merged into" if spec.merge else "would be left to the engine, unmerged, on"
     note = f"{config} {done} {base.folder}"

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.adapters.hf_folder import HEAD_PREFIX
 from harness.adapters.identity import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     model_config,
+    own_tokenizer,
     read_object,
     read_tokenizer,
 )
@@ -42,14 +42,6 @@ VARIANTS = (
     "use_qalora",
 )
 """PEFT's options beside which a module's update is not, or not only, scale * B A."""
-
-TOKENIZER = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
 
 MERGE_WITH_PEFT = (
     "Merge the adapter with PEFT (merge_and_unload, save_pretrained) and give that folder."
@@ -128,14 +120,6 @@ def read_config(folder: Path) -> LoraConfig:
     return config
 
 
-def weights_file(folder: Path) -> Path:
-    """Return the file of an adapter folder's tensors; CheckpointError where it has none."""
-    for name in ADAPTER_WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} has no {' or '.join(ADAPTER_WEIGHTS)}; save the adapter.")
-
-
 def read_tensors(file: Path) -> dict[str, Any]:
     """Return an adapter's tensors by name, from safetensors or from a file of ``torch.save``.
 
@@ -197,12 +181,6 @@ def _check_ranks(pairs: Pairs, config: LoraConfig, file: Path) -> None:
                 f"{file}: A and B of {name} have shapes {tuple(a.shape)} and {tuple(b.shape)}, "
                 f"which do not fit r={rank} in {ADAPTER_CONFIG}."
             )
-
-
-def own_tokenizer(folder: Path) -> dict[str, Path]:
-    """Return the tokenizer files of an adapter folder, if it was saved with a whole tokenizer."""
-    found = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
-    return found if {"tokenizer.json", "tokenizer_config.json"} <= found.keys() else {}
 
 
 def added_tokens(folder: Path, base: Path) -> dict[str, int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from harness.adapters.bases import Base, find_base
-from harness.adapters.hf_folder import cache_key, companions, describe, dropped_note
+from harness.adapters.hf_folder import cached_folder, companions, describe, dropped_note
 from harness.adapters.hub import is_hub_id
 from harness.adapters.identity import (
     ADAPTER_CONFIG,
+    adapter_weights,
     model_config,
+    own_tokenizer,
     reading,
     weight_files,
     weights_sha256,
@@ -23,14 +24,12 @@ from harness.adapters.lora_folder import (
     head_names,
     is_head,
     low_rank_pairs,
-    own_tokenizer,
     read_config,
     read_tensors,
-    weights_file,
 )
 from harness.adapters.tensors import load_tensors, open_tensors
 from harness.errors import CheckpointError
-from harness.files import atomic_folder, cache_root, read_json, sha256_file
+from harness.files import read_json, sha256_file
 from harness.types import CheckpointSpec, Loadable
 
 MERGE_VERSION = 1
@@ -132,24 +131,21 @@ def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
         CheckpointError: shapes do not fit, a module is not in the base, or weights are not finite.
     """
     files = companions(base) | own_tokenizer(folder)
-    weights = weights_file(folder)
+    weights = adapter_weights(folder)
     facts = [
         MERGE_VERSION,
         sha256_file(weights),
         config.model_dump(mode="json"),
         weights_sha256(base),
     ]
-    target = cache_root() / "merged" / cache_key(files, *facts)
-    if target.is_dir():
-        return target
-    pairs = low_rank_pairs(weights, config)
-    check_targets(pairs, folder, base)
-    with atomic_folder(target) as scratch:
+
+    def write(target: Path) -> None:
+        pairs = low_rank_pairs(weights, config)
+        check_targets(pairs, folder, base)
         for file in weight_files(base):
-            _merge_file(file, scratch / file.name, pairs, config)
-        for name, file in files.items():
-            shutil.copy2(file, scratch / name)
-    return target
+            _merge_file(file, target / file.name, pairs, config)
+
+    return cached_folder("merged", files, facts, write)
 
 
 def servable(folder: Path, base: Path, config: LoraConfig) -> Path:
@@ -162,7 +158,7 @@ def servable(folder: Path, base: Path, config: LoraConfig) -> Path:
         CheckpointError: the adapter does not fit the base, or holds something that an engine
             would leave out.
     """
-    weights = weights_file(folder)
+    weights = adapter_weights(folder)
     pairs = low_rank_pairs(weights, config)
     check_targets(pairs, folder, base)
     _check_served(pairs, folder, base)
@@ -187,15 +183,12 @@ def _cleaned(folder: Path, weights: Path) -> Path:
     from safetensors.torch import save_file
 
     files = {ADAPTER_CONFIG: folder / ADAPTER_CONFIG} | own_tokenizer(folder)
-    target = cache_root() / "adapters" / cache_key(files, MERGE_VERSION, sha256_file(weights))
-    if target.is_dir():
-        return target
-    kept = {k: v.contiguous() for k, v in read_tensors(weights).items() if not is_head(k)}
-    with atomic_folder(target) as scratch:
-        save_file(kept, scratch / SAFE_WEIGHTS, metadata={"format": "pt"})
-        for name, file in files.items():
-            shutil.copy2(file, scratch / name)
-    return target
+
+    def write(target: Path) -> None:
+        kept = {k: v.contiguous() for k, v in read_tensors(weights).items() if not is_head(k)}
+        save_file(kept, target / SAFE_WEIGHTS, metadata={"format": "pt"})
+
+    return cached_folder("adapters", files, [MERGE_VERSION, sha256_file(weights)], write)
 
 
 def check_adapter(spec: CheckpointSpec, folder: Path, base: Path, config: LoraConfig) -> None:
@@ -206,7 +199,7 @@ def check_adapter(spec: CheckpointSpec, folder: Path, base: Path, config: LoraCo
     """
     _check_recorded_base(folder, base, spec.name)
     added_tokens(folder, base)
-    pairs = low_rank_pairs(weights_file(folder), config)
+    pairs = low_rank_pairs(adapter_weights(folder), config)
     check_targets(pairs, folder, base)
     if not spec.merge:
         _check_served(pairs, folder, base)
@@ -225,7 +218,7 @@ class PeftLora:
         with reading(folder):
             if not folder.is_dir():
                 raise CheckpointError(f"adapter folder {folder} does not exist.")
-            config, weights = read_config(folder), weights_file(folder)
+            config, weights = read_config(folder), adapter_weights(folder)
             base = base_of(spec, config)
             _check_recorded_base(folder, base.folder, spec.name)
             added_tokens(folder, base.folder)

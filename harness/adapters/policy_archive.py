@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from harness.adapters.bases import Base, find_base
 from harness.adapters.hf_folder import (
     HEAD_PREFIX,
-    cache_key,
+    cached_folder,
     companions,
     describe,
     dropped_note,
@@ -25,7 +24,6 @@ from harness.adapters.identity import (
 from harness.adapters.tensors import load_tensors
 from harness.adapters.torch_files import load_torch
 from harness.errors import CheckpointError
-from harness.files import atomic_folder, cache_root
 from harness.types import CheckpointSpec, Loadable
 
 CONVERSION_VERSION = 1
@@ -176,19 +174,16 @@ def convert(file: Path, archive: Archive, base: Path) -> Path:
     """
     files = companions(base)
     facts = [CONVERSION_VERSION, files_sha256([file]), weights_sha256(base)]
-    target = cache_root() / "converted" / cache_key(files, *facts)
-    if target.is_dir():
-        return target
-    expected = _weights(base)
-    tied = bool(getattr(model_config(base).get_text_config(), "tie_word_embeddings", False))
-    state = tie(archive.state, expected, file) if tied else archive.state
-    check_fits(state, expected, file)
-    with atomic_folder(target) as scratch:
+
+    def write(target: Path) -> None:
+        expected = _weights(base)
+        tied = bool(getattr(model_config(base).get_text_config(), "tie_word_embeddings", False))
+        state = tie(archive.state, expected, file) if tied else archive.state
+        check_fits(state, expected, file)
         for shard in weight_files(base):
-            _write(shard, scratch / shard.name, state, file)
-        for name, companion in files.items():
-            shutil.copy2(companion, scratch / name)
-    return target
+            _write(shard, target / shard.name, state, file)
+
+    return cached_folder("converted", files, facts, write)
 
 
 def _weights(base: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.adapters.identity import (
     own_template,
+    own_tokenizer,
     read_text,
     reading,
     template_text,
@@ -47,12 +48,8 @@ def _override(spec: CheckpointSpec, lora: Path | None) -> tuple[str | None, str]
     """Return the text that replaces the folder's own template, and where it is from."""
     if spec.chat_template not in (None, OWN):
         return named_template(str(spec.chat_template)), str(spec.chat_template)
-    own = template_text(lora) if lora is not None and _has_tokenizer(lora) else None
+    own = template_text(lora) if lora is not None and own_tokenizer(lora) else None
     return own, str(lora) if own is not None else ""
-
-
-def _has_tokenizer(lora: Path) -> bool:
-    return all((lora / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def named_template(source: str) -> str:

@@ -20,6 +20,12 @@ FORCED_KEY = "tbpo_forced"
 """Where ``SamplingParams.extra_args`` holds the token ids that an answer is forced to be."""
 
 
+def split_key(key: str) -> tuple[str, str, int]:
+    """Return (suite, example id, sample) of a request's key."""
+    suite, example, sample = key.split("\n")
+    return suite, example, int(sample)
+
+
 class Request(Record):
     """One answer to be sampled.
 

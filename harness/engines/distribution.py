@@ -61,16 +61,21 @@ def row_step(logits: Floats, out: Floats) -> Step:
     if np.isnan(weighted):  # zero times minus infinity, at tokens that are masked
         weighted = float(np.dot(weights, np.maximum(out, MASKED)))
     entropy = float(np.log(total)) - weighted / total
-    return Step(out, float(np.log(total)), max(0.0, entropy), _top_entropy(out))
+    return Step(out, float(np.log(total)), max(0.0, entropy), top_entropy(out))
 
 
-def _top_entropy(shifted: Floats) -> float:
+def top_entropy(logits: NDArray[np.floating[Any]]) -> float:
+    """Return the entropy, nats, of the ``TOP`` likeliest tokens, renormalised.
+
+    Args:
+        logits: (V,) log-weights, normalised or not, near or below zero.
+    """
     for limit in STEPS_DOWN:
-        near = shifted[shifted > limit]
+        near = logits[logits > limit]
         if len(near) >= TOP:
             break
     else:
-        near = shifted[np.isfinite(shifted)]
+        near = logits[np.isfinite(logits)]
     cut = max(0, len(near) - TOP)
     top = np.partition(near, cut)[cut:].astype(np.float64)
     weights = np.exp(top)

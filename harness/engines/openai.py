@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from harness.adapters.endpoint import Served, api_key, look_up
 from harness.engines import Completion, Failure, Request, TokenStatistics
+from harness.engines.distribution import TOP, top_entropy
 from harness.engines.http import Client, NoReplyError, RefusedError, UnusableError, stream
 from harness.engines.settings import EndpointSettings
 from harness.errors import CheckpointError, EngineError
@@ -25,7 +26,6 @@ from harness.types import FinishReason, Form, Loadable
 log = logging.getLogger(__name__)
 
 PATH = "/chat/completions"
-LIKELIEST = 20
 UNKNOWN_LOGPROB = -9999.0
 """What vLLM's server sends for a token whose log-probability it does not know."""
 
@@ -83,9 +83,7 @@ def entropy_of_likeliest(logprobs: Sequence[float]) -> float:
     Args:
         logprobs: log-probabilities, nats, of 20 tokens or more, in any order.
     """
-    found = np.sort(np.asarray(logprobs, dtype=np.float64))[::-1][:LIKELIEST]
-    found = found - np.logaddexp.reduce(found)
-    return max(0.0, -float(np.sum(np.exp(found) * found)))
+    return top_entropy(np.asarray(logprobs, dtype=np.float64))
 
 
 def token_statistics(logprobs: _Logprobs | None, tokens: int | None) -> TokenStatistics:
@@ -105,7 +103,7 @@ def token_statistics(logprobs: _Logprobs | None, tokens: int | None) -> TokenSta
 
 def _entropies(places: Sequence[_Position]) -> tuple[float, ...]:
     lists = [[x.logprob for x in place.top_logprobs or []] for place in places]
-    if any(len(x) < LIKELIEST or not np.isfinite(x).all() for x in lists):
+    if any(len(x) < TOP or not np.isfinite(x).all() for x in lists):
         return ()
     return tuple(entropy_of_likeliest(x) for x in lists)
 

@@ -10,7 +10,7 @@ from typing import Any
 from harness.adapters.recorded.adapter import identity
 from harness.adapters.recorded.answers import RecordedAnswer, Turns, turns
 from harness.adapters.recorded.reading import read_recording
-from harness.engines import Completion, Failure, Request
+from harness.engines import Completion, Failure, Request, split_key
 from harness.errors import EngineError
 from harness.types import Form, Loadable, Message
 
@@ -96,14 +96,14 @@ class ReplayEngine:
 
 
 def _reply(request: Request, answers: Answers) -> Completion | Failure:
-    _, example_id, sample = request.key.split("\n")
+    _, example_id, sample = split_key(request.key)
     found = answers.find(example_id, request.messages)
     if isinstance(found, str):
         return Failure(key=request.key, reason=found, final=True)
-    if int(sample) >= len(found):
+    if sample >= len(found):
         reason = f"sample {sample} is asked (from 0), the file has {len(found)}"
         return Failure(key=request.key, reason=reason, final=True)
-    return _completion(request.key, found[int(sample)])
+    return _completion(request.key, found[sample])
 
 
 def _completion(key: str, answer: RecordedAnswer) -> Completion | Failure:

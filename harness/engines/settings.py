@@ -101,6 +101,15 @@ class ModelFacts:
     heads: int
 
 
+def cache_bytes(config: Any, itemsize: int) -> int:
+    """Return the bytes of one token's keys and values over all layers; an upper bound."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 1
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * text.num_hidden_layers * kept * width * itemsize)
+
+
 def total_memory_gib() -> float:
     """Return the machine's memory, GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.engines import Completion, Failure, Request
 from harness.engines.loading import best_device, load_model, release_memory
 from harness.engines.reference import Continuation, TokenReader
-from harness.engines.settings import GIB, EngineSettings
+from harness.engines.settings import GIB, EngineSettings, cache_bytes
 from harness.errors import EngineDiedError, EngineError, InputError
 from harness.prompts import checkpoint_tokenizer
 from harness.types import Loadable
@@ -241,15 +241,6 @@ def cache_tokens(model: Any, settings: EngineSettings) -> int:
         beside = whole * settings.gpu_memory_utilization - _weight_bytes(model)
         memory = CACHE_SHARE * max(0.0, beside)
     return int(memory / cache_bytes(model.config, model.dtype.itemsize))
-
-
-def cache_bytes(config: Any, itemsize: int) -> int:
-    """Return the bytes of one token's keys and values over all layers; an upper bound."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 1
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kept = getattr(text, "num_key_value_heads", None) or heads
-    return int(2 * text.num_hidden_layers * kept * width * itemsize)
 
 
 def _weight_bytes(model: Any) -> int:

@@ -189,7 +189,7 @@ class VllmEngine:
                     temperature=0.0, max_tokens=len(forced), ignore_eos=True, extra_args=extra
                 ),
             )
-        found = {key: list(stats.logprobs) for _, key, stats in self._answers(waiting)}
+        found = {out.request_id: list(seen.logprobs) for out, seen in self._answers(waiting)}
         self.reset()
         return [found[key] for key in waiting]
 
@@ -207,13 +207,13 @@ class VllmEngine:
             )
             for request in requests
         }
-        for out, _, statistics in self._answers(waiting):
+        for out, statistics in self._answers(waiting):
             yield _completion(out, statistics)
 
     def _answers(
         self, waiting: Mapping[str, tuple[list[int], Any]]
-    ) -> Iterator[tuple[Any, str, TokenStatistics]]:
-        """Yield vLLM's output, key and statistics of every (prompt, parameters) as it finishes."""
+    ) -> Iterator[tuple[Any, TokenStatistics]]:
+        """Yield vLLM's output and the statistics of every (prompt, parameters) as it finishes."""
         from vllm.inputs.engine import tokens_input
 
         engine = self._llm.llm_engine
@@ -228,7 +228,7 @@ class VllmEngine:
                 found = self._statistics(done) if done else {}
             left -= len(done)
             for out in done:
-                yield out, out.request_id, found.get(out.request_id, TokenStatistics())
+                yield out, found.get(out.request_id, TokenStatistics())
 
     def _lora_request(self) -> Any:
         assert self._held is not None

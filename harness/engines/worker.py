@@ -13,22 +13,18 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.engines import Request
 from harness.engines.settings import EngineSettings
 from harness.errors import EngineDiedError, EngineError, InputError, TbpoError
 from harness.types import Loadable
 
+if TYPE_CHECKING:
+    from harness.engines.vllm import VllmEngine
+
 KINDS = {kind.__name__: kind for kind in (EngineDiedError, EngineError, InputError)}
 """Errors that keep their class on the way to the parent."""
-
-
-class _Holder(Protocol):
-    def load(self, checkpoint: Loadable) -> bool: ...
-    def generate(self, requests: list[Request]) -> Iterator[Any]: ...
-    def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[float]]: ...
-    def close(self) -> None: ...
 
 
 def end_with_parent() -> None:
@@ -46,7 +42,7 @@ def error_reply(error: Exception) -> dict[str, Any]:
     return {"error": "EngineDiedError", "message": f"{type(error).__name__}: {error}"}
 
 
-def answer(engine: _Holder, command: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def answer(engine: VllmEngine, command: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Carry out one command; yield its replies, the last of which has ``done``."""
     match command["do"]:
         case "load":
@@ -62,7 +58,7 @@ def answer(engine: _Holder, command: dict[str, Any]) -> Iterator[dict[str, Any]]
             raise EngineError(f"unknown command '{unknown}'")
 
 
-def serve(engine: _Holder, stream: TextIO) -> None:
+def serve(engine: VllmEngine, stream: TextIO) -> None:
     """Answer commands until the parent closes the stream."""
     for line in stream:
         try:

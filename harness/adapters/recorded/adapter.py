@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.adapters import RECORDED
 from harness.adapters.recorded.reading import Recording, read_recording
 from harness.errors import CheckpointError
 from harness.files import sha256_file, sha256_json
 from harness.types import CheckpointSpec, Form, Loadable
 
-SCHEME = "recorded:"
 ARCHITECTURE = "recorded"
 
 
@@ -24,7 +24,7 @@ class Recorded:
             InputError: the file is of no known form, or a model must be chosen.
             DataError: a row is broken.
         """
-        path = Path(spec.source.removeprefix(SCHEME)).expanduser()
+        path = Path(spec.source.removeprefix(RECORDED)).expanduser()
         if not path.is_file():
             raise CheckpointError(f"'{spec.name}': {path} is not a file of recorded outputs.")
         recording = read_recording(path, spec.model)
