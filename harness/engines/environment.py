@@ -47,8 +47,13 @@ QUIET = {
 """Variables that keep the libraries' chatter out of a run's output."""
 
 
-def engine_environment() -> dict[str, str]:
-    """Return the environment variables that an engine's process wants, where not yet set."""
+def engine_environment(*, eager: bool = True) -> dict[str, str]:
+    """Return the environment variables that an engine's process wants, where not yet set.
+
+    Args:
+        eager: nothing is to be compiled. On a CPU vLLM compiles the ranks of its prompt
+            log-probabilities even then: seconds at every start for three short canary texts.
+    """
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # The token probe is written against the first model runner's logits processors.
@@ -59,6 +64,8 @@ def engine_environment() -> dict[str, str]:
     }
     if is_cpu_build():
         wanted["OMP_NUM_THREADS"] = str(usable_cores())
+        if eager:
+            wanted["TORCH_COMPILE_DISABLE"] = "1"
         if library := _openmp():
             wanted["LD_PRELOAD"] = " ".join(filter(None, [library, os.environ.get("LD_PRELOAD")]))
     return {k: v for k, v in wanted.items() if k == "LD_PRELOAD" or k not in os.environ}

@@ -76,11 +76,27 @@ def _send(stream: TextIO, reply: dict[str, Any]) -> None:
     stream.flush()
 
 
+def close_in_children(descriptor: int) -> None:
+    """Keep the link out of processes forked from here, else it stays open while one lives.
+
+    They get the null device in its place: its number stays taken, so that whatever closes it
+    there closes nothing else.
+    """
+
+    def replace() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor)
+        os.close(null)
+
+    os.register_at_fork(after_in_child=replace)
+
+
 def main() -> None:
     """Hold an engine for the parent that gave the descriptor, settings and seed."""
     end_with_parent()
     descriptor, settings, seed = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    close_in_children(descriptor)
     from harness.engines.environment import hide_mismatched_builds
     from harness.engines.vllm import VllmEngine
 

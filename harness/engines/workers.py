@@ -7,15 +7,19 @@ environment that vLLM wants, which has to be set before Python starts.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from harness.engines import Completion, Request
@@ -27,6 +31,10 @@ from harness.types import Loadable
 
 PATIENCE_S = 20.0
 """Seconds that a worker gets to shut its engine down before it is killed."""
+
+SAME_WEIGHTS = 0.02
+"""Root-mean-square difference, nats a token, of two workers' readings of the same weights: one
+may round otherwise on its part of the machine, but gross differences are other weights."""
 
 
 def device_environment(settings: EngineSettings, place: int) -> dict[str, str]:
@@ -67,13 +75,16 @@ class Worker:
     def __init__(self, settings: EngineSettings, seed: int, place: int = 0) -> None:
         own, theirs = socket.socketpair()
         command = [sys.executable, "-m", "harness.engines.worker", str(theirs.fileno())]
-        environment = os.environ | engine_environment() | device_environment(settings, place)
+        wanted = engine_environment(eager=settings.enforce_eager)
+        environment = os.environ | wanted | device_environment(settings, place)
         with theirs:
             self.process = subprocess.Popen(
                 [*command, settings.model_dump_json(), str(seed)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
+                # Control-C in a terminal is for the run, which then ends its workers.
+                start_new_session=True,
             )
         self._socket = own
         self._stream = own.makefile("rw", encoding="utf-8")
@@ -118,20 +129,29 @@ class Worker:
 
     def close(self) -> None:
         """End the process, gently at first."""
-        for closing in (self._stream.close, self._socket.close):
-            try:
-                closing()
-            except OSError:  # the other end is gone already
-                continue
+        # A thread that still reads holds the stream's lock; the shutdown ends its wait.
+        self._hang_up()
         try:
             self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self._end_group()
             self.process.wait()
 
+    def _hang_up(self) -> None:
+        steps = (partial(self._socket.shutdown, socket.SHUT_RDWR), self._stream.close)
+        for step in (*steps, self._socket.close):
+            with suppress(OSError):  # the other end is gone already
+                step()
+
+    def _end_group(self) -> None:
+        """Kill the process and those that it started: vLLM's own workers, one a GPU."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
     def kill(self) -> None:
-        """End the process at once."""
-        self.process.kill()
+        """End the process, and those that it started, at once."""
+        self._end_group()
         self.close()
 
 
@@ -176,10 +196,11 @@ class VllmWorkers:
         given = [list(s) for s in sequences]
         with self._killing_on_error():
             readings = self._all(lambda worker: worker.ask("prompt_logprobs", sequences=given))
-        if any(reading != readings[0] for reading in readings[1:]):
+        found: list[list[float]] = readings[0]
+        # Not `apart > limit`: a reading of NaN must be refused too.
+        if not all(_apart(other, found) <= SAME_WEIGHTS for other in readings[1:]):
             self.close()
             raise EngineError("the workers of a data-parallel engine give different readings")
-        found: list[list[float]] = readings[0]
         return found
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -231,6 +252,12 @@ class VllmWorkers:
         workers, self.workers = self.workers, []
         for worker in workers:
             worker.close()
+
+
+def _apart(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> float:
+    """Return the root-mean-square difference of two workers' readings, nats a token."""
+    pairs = zip(chain.from_iterable(first), chain.from_iterable(second), strict=True)
+    return math.sqrt(statistics.fmean((a - b) ** 2 for a, b in pairs))
 
 
 def _listen(
