@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SUITES = ("instruction_following", "hh", "summarization", "diversity")
 BASE = "smollm2-135m-instruct"
 SEED = 0
+WARM_UP = 8
+"""Requests that an engine answers before it is timed, where it is timed more than once."""
+
 SHOWN = 3000
 """Characters of a failed process's last words that are shown."""
 

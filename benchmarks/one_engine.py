@@ -1,7 +1,6 @@
 """What one engine start for all checkpoints saves: ratios of five sides, measured in one run.
 
     python benchmarks/one_engine.py [--limit 8] [--rounds 1] [--sides harness scripts ...]
-    python benchmarks/one_engine.py --entropy-cost [--limit 8] [--rounds 1]
 
 The work: eight checkpoints, the embedded model and the seven LoRA trained from it, on four suites
 of ``--limit`` examples each.
@@ -31,9 +30,6 @@ harness does beyond it (preference accuracy, scores, judgments, the report) is l
 only the harness does to be sure of the same work (hashes, checks, canaries) is not. Tokens/s of the
 harness are those of the base checkpoint from the first request to the last record on disk, exact
 entropy of each token included.
-
-``--entropy-cost`` measures two engines that are both held, one of which records entropy and
-log-probability of each token, on the same requests in turn: with, without, without, with.
 """
 
 from __future__ import annotations
@@ -48,7 +44,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,6 +53,7 @@ from measuring import (
     BASE,
     SEED,
     SUITES,
+    WARM_UP,
     Rate,
     Stopwatch,
     bare_rate,
@@ -72,15 +68,9 @@ from harness.files import json_lines
 
 if TYPE_CHECKING:
     from harness.engines import Request
-    from harness.engines.workers import VllmWorkers
 
 SIDES = ("harness", "scripts", "raw", "filter", "transformers")
 BATCH_SIZES = (8, 16, 32)
-WARM_UP = 8
-"""Requests that an engine answers before it is timed, where it is timed more than once."""
-
-ABBA = (True, False, False, True)
-
 START = "Python, imports, and what is not below"
 GENERATION = "generation"
 EXTRAS = ("preference accuracy", "divergences", "scores", "judgments", "report")
@@ -276,31 +266,6 @@ def answered_tokens(answers: Any, end: int | list[int]) -> int:
     return int((before == 0).sum())
 
 
-def entropy_rates(limit: int | None, rounds: int) -> list[tuple[bool, Rate]]:
-    """Measure an engine with and one without token statistics in turn, both started before."""
-    given = base_requests(limit)
-    from harness.engines.workers import VllmWorkers
-
-    settings = {on: given.settings.model_copy(update={"entropy": on}) for on in (True, False)}
-    with (
-        closing(VllmWorkers(settings[True], SEED)) as on,
-        closing(VllmWorkers(settings[False], SEED)) as off,
-    ):
-        for engine in (on, off):
-            engine.load(given.checkpoint)
-            answer_rate(engine, given.requests[:WARM_UP])
-        return [
-            (recording, answer_rate(on if recording else off, given.requests))
-            for recording in ABBA * rounds
-        ]
-
-
-def answer_rate(engine: VllmWorkers, requests: Sequence[Request]) -> Rate:
-    started = time.perf_counter()
-    tokens = sum(completion.tokens or 0 for completion in engine.generate(requests))
-    return Rate(tokens, time.perf_counter() - started)
-
-
 def measure_here(given: argparse.Namespace) -> Any:
     """Measure the side that this process was started for; return what is to be printed as JSON."""
     match given.side:
@@ -310,8 +275,6 @@ def measure_here(given: argparse.Namespace) -> Any:
             return write_prompts(given.limit, given.folder)
         case "transformers":
             return transformers_rates(given.limit)
-        case "entropy":
-            return entropy_rates(given.limit, given.rounds)
         case side:
             return bare_rate(given.limit, own_top_p=side == "filter")
 
@@ -524,19 +487,6 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
     show_ratios(rounds)
 
 
-def show_entropy_cost(given: argparse.Namespace) -> None:
-    """Print what recording entropy costs: the time of a token with it over that without, less 1."""
-    command = side_command(__file__, "entropy", given.limit, "--rounds", str(given.rounds))
-    sums = {True: Rate(0, 0), False: Rate(0, 0)}
-    for recording, (tokens, seconds) in finish(command, os.environ).found:
-        say("with entropy" if recording else "without", str(Rate(tokens, seconds)))
-        before = sums[recording]
-        sums[recording] = Rate(before.tokens + tokens, before.seconds + seconds)
-    overhead = 100 * (sums[False].per_second / sums[True].per_second - 1)
-    met = "met" if overhead < 10 else "MISSED"
-    print(f"\nentropy costs {overhead:.1f} % more time a token (wanted less than 10: {met})")
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -548,7 +498,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--eager-scripts", action="store_true", help="spare the scripts vLLM's compilation"
     )
-    parser.add_argument("--entropy-cost", action="store_true", help="measure that, no side")
     hidden("--checkpoints", type=int, default=len(DEMO_CHECKPOINTS))
     hidden("--side")
     hidden("--folder", type=Path)
@@ -572,10 +521,7 @@ def main() -> None:
             "TMPDIR": scratch,
         }
         tempfile.tempdir = scratch
-        if given.entropy_cost:
-            show_entropy_cost(given)
-        else:
-            compare(given, folder)
+        compare(given, folder)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from harness.adapters.identity import verify_unchanged
 from harness.engines import ReadableEngine
 from harness.engines.reference import Continuation, ReferenceModel
-from harness.errors import CheckpointError, EngineError
+from harness.errors import CheckpointError, EngineError, InputError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
 from harness.prompts import checkpoint_tokenizer, render
 from harness.types import Dtype, Loadable, Message, Record, Role
@@ -81,6 +82,20 @@ def canary_sequences(checkpoint: Loadable) -> Sequences:
     )
 
 
+def check_room(sequences: Sequences, max_model_len: int) -> None:
+    """Check that an engine of this length can read the canaries.
+
+    Raises:
+        InputError: says which length it takes.
+    """
+    needed = max(map(len, sequences)) + 1
+    if needed > max_model_len:
+        raise InputError(
+            f"--max-model-len {max_model_len} is too short for the texts that prove which "
+            f"checkpoint an engine holds: they take {needed} tokens. Give {needed} or more."
+        )
+
+
 def remembered_reading(checkpoint: Loadable, sequences: Sequences) -> Readings | None:
     """Return the independent reading of these weights if an earlier run took it."""
     file = _file(checkpoint, sequences)
@@ -90,12 +105,17 @@ def remembered_reading(checkpoint: Loadable, sequences: Sequences) -> Readings |
 
 
 def take_reading(checkpoint: Loadable, sequences: Sequences, model: ReferenceModel) -> Readings:
-    """Take the independent reading with a float32 model, remember it, and return it."""
+    """Take the independent reading with a float32 model, remember it, and return it.
+
+    Raises:
+        CheckpointError: the weights are no longer those of the record; nothing is remembered.
+    """
     items = [
         Continuation(key=str(i), prompt=ids[:1], answer=ids[1:]) for i, ids in enumerate(sequences)
     ]
     found = dict(model.token_logprobs(items))
     readings = tuple(tuple(found[item.key]) for item in items)
+    verify_unchanged(checkpoint)
     write_atomic(_file(checkpoint, sequences), json.dumps({"logprobs": readings}))
     return readings
 

@@ -32,6 +32,8 @@ S = TypeVar("S", bound=Record)
 
 BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
 
+VLLM, TRANSFORMERS = "vllm", "transformers"
+
 NAME = "name"
 """Key among a run's engine settings that names the engine."""
 
@@ -92,7 +94,7 @@ def guarantees(settings: Record | None) -> Iterator[str]:
 
 def default_engine() -> str:
     """Return vLLM where it is installed, else transformers (macOS, Windows)."""
-    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+    return VLLM if importlib.util.find_spec("vllm") else TRANSFORMERS
 
 
 def make_groups(
@@ -138,11 +140,16 @@ def _group(
         settings = _checked(EndpointSettings(), endpoint, "endpoint")
         return EngineGroup("openai", form, settings, given)
     name = engine.pop(NAME, None) or default_engine()
-    if name not in plugins.names("engines"):
-        plugins.load("engines", name)  # raises, with the known names
-    wanted = default_settings(model_facts(checkpoints[0]), max_model_len)
+    if not hasattr(plugins.load("engines", name), "prompt_logprobs"):
+        raise InputError(
+            f"engine '{name}' holds no weights, which '{given[0].spec.name}' has. Name one that "
+            f"does ({VLLM}, {TRANSFORMERS}); endpoints and files of answers find theirs by "
+            "themselves."
+        )
+    vllm = name == VLLM
+    wanted = default_settings(model_facts(checkpoints[0]), max_model_len, spread=vllm)
     loras = [c for c in checkpoints if c.lora]
-    if loras:
+    if loras and vllm:
         rank = max(_rank(c) for c in loras)
         wanted = wanted.model_copy(update={"max_loras": len(loras), "max_lora_rank": rank})
     return EngineGroup(name, form, _checked(wanted, engine, "engine"), given)

@@ -15,11 +15,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from harness.adapters.identity import verify_unchanged
 from harness.canary import (
     Readings,
     Sequences,
     base_of,
     canary_sequences,
+    check_room,
     refuse_unchanged,
     remembered_reading,
     take_reading,
@@ -53,7 +55,7 @@ from harness.store import (
     open_run,
 )
 from harness.suites import Suite
-from harness.types import Counts, Form, Generation, Judgment, Loadable, Score, Status, SuiteExample
+from harness.types import Counts, Generation, Judgment, Loadable, Score, Status, SuiteExample
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,9 @@ def run(config: RunConfig) -> Path:
         EngineError: the engine failed or answered for another checkpoint; what was computed stays.
     """
     plan = make_plan(config)
-    prompts = {} if is_complete(config.output) else _prompts(plan)
+    done = is_complete(config.output)
+    prompts = {} if done else _prompts(plan)
+    canaries = {} if done else _canaries(plan)
     examples = [
         SuiteExample(suite=suite.spec.name, example=example)
         for suite in plan.suites
@@ -83,7 +87,7 @@ def run(config: RunConfig) -> Path:
         if folder.manifest.status == Status.COMPLETE:
             log.info("%s is complete; nothing to compute", config.output)
             return config.output
-        work = Work(plan, folder, prompts)
+        work = Work(plan, folder, prompts, canaries)
         work.note_resumption()
         work.training()
         if plan.suites:
@@ -107,15 +111,32 @@ def _prompts(plan: Plan) -> dict[str, Prompts]:
     return prompts
 
 
+def _canaries(plan: Plan) -> dict[str, Sequences]:
+    """Return the canary texts by checkpoint: one tokenisation an engine group."""
+    found: dict[str, Sequences] = {}
+    for group in plan.groups if plan.suites else ():
+        if isinstance(group.settings, EngineSettings):
+            sequences = canary_sequences(group.checkpoints[0])
+            check_room(sequences, group.settings.max_model_len)
+            found |= {c.spec.name: sequences for c in group.checkpoints}
+    return found
+
+
 class Work:
     """The stages of one run on one folder."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, prompts: Mapping[str, Prompts]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        prompts: Mapping[str, Prompts],
+        canaries: Mapping[str, Sequences],
+    ) -> None:
         self.plan = plan
         self.folder = folder
         self.prompts = prompts
         self.scored = {SCORES.identity(s) for s in folder.records(SCORES)}
-        self.canaries = self._canaries() if plan.suites else {}
+        self.canaries = canaries
         self.readings: dict[str, Readings] = {}
         self.sums: dict[tuple[str, str], dict[str, LogProbs]] = {}
         self.sampler = Sampler(plan, folder, prompts, self.canaries, self.readings, self._note)
@@ -124,15 +145,6 @@ class Work:
     def generated(self) -> Mapping[tuple[Any, ...], Generation]:
         """The answers there are, by identity."""
         return self.sampler.generated
-
-    def _canaries(self) -> dict[str, Sequences]:
-        """Return the canary texts by checkpoint: one tokenisation an engine group."""
-        found: dict[str, Sequences] = {}
-        for group in self.plan.groups:
-            if group.form == Form.WEIGHTS:
-                sequences = canary_sequences(group.checkpoints[0])
-                found |= {c.spec.name: sequences for c in group.checkpoints}
-        return found
 
     # -- training logs -------------------------------------------------------------------------
 
@@ -174,7 +186,9 @@ class Work:
         with closing(ReferenceModel(checkpoint)) as model:
             for suite in missing:
                 prompts = self.prompts[checkpoint.spec.name][suite.spec.name]
-                self._append_scores(raw_scores(checkpoint, suite, prompts, model))
+                found = raw_scores(checkpoint, suite, prompts, model)
+                verify_unchanged(checkpoint)
+                self._append_scores(found)
             return reading or take_reading(checkpoint, sequences, model)
 
     def _check_changed(self, checkpoint: Loadable) -> None:
@@ -261,9 +275,11 @@ class Work:
                     missing = [g for g in found if not self._has_divergence(g)]
                     prompts = self.prompts.get(checkpoint.spec.name, {})
                     shown = prompts.get(suite.spec.name, {})
-                    self._append_scores(
-                        kl_scores(checkpoint, self.plan.base, shown, missing, models)
-                    )
+                    scores = kl_scores(checkpoint, self.plan.base, shown, missing, models)
+                    if missing:
+                        verify_unchanged(checkpoint)
+                        verify_unchanged(self.plan.base)
+                    self._append_scores(scores)
 
     def _has_divergence(self, answer: Generation) -> bool:
         name, example = answer.checkpoint, answer.example_id

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.adapters.identity import read_tokenizer
+from harness.adapters.identity import embedding_rows, read_tokenizer
 from harness.errors import CheckpointError, InputError
 from harness.suites import Suite
 from harness.types import Loadable, Message
@@ -143,13 +143,20 @@ def check_bos(tokenizer: Any, ids: Sequence[int], where: str) -> None:
         )
 
 
-def render_suite(checkpoint: Loadable, suite: Suite) -> dict[str, tuple[int, ...]]:
+def render_suite(
+    checkpoint: Loadable, suite: Suite, tokenizer: Any = None
+) -> dict[str, tuple[int, ...]]:
     """Return the prompt's token ids of every example of a suite, by example id.
 
+    Args:
+        tokenizer: the checkpoint's; read from its folder where it is not given.
+
     Raises:
-        CheckpointError: a doubled BOS, or a template that cannot render the messages.
+        CheckpointError: a doubled BOS, a token that the model has no embedding for, or a template
+            that cannot render the messages.
     """
-    tokenizer = checkpoint_tokenizer(checkpoint)
+    tokenizer = tokenizer or checkpoint_tokenizer(checkpoint)
+    rows = embedding_rows(Path(checkpoint.folder))
     prompts = {}
     for example in suite.examples:
         where = f"checkpoint '{checkpoint.spec.name}', {suite.spec.name}/{example.id}"
@@ -158,6 +165,12 @@ def render_suite(checkpoint: Loadable, suite: Suite) -> dict[str, tuple[int, ...
         except Exception as error:  # templates raise whatever their authors chose
             raise CheckpointError(f"{where}: the chat template failed: {error}") from error
         check_bos(tokenizer, ids, where)
+        if rows is not None and max(ids, default=0) >= rows:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise CheckpointError(
+                f"{where}: the prompt holds '{token}' (id {max(ids)}), for which the model has no "
+                f"embedding: it has {rows}. Save the tokenizer that it was trained with."
+            )
         prompts[example.id] = tuple(ids)
     return prompts
 
@@ -189,7 +202,8 @@ def render_all(
     """
     rendered: dict[str, Prompts] = {}
     for checkpoint in checkpoints:
-        prompts = {suite.spec.name: render_suite(checkpoint, suite) for suite in suites}
+        tokenizer = checkpoint_tokenizer(checkpoint) if suites else None
+        prompts = {s.spec.name: render_suite(checkpoint, s, tokenizer) for s in suites}
         for suite in suites:
             check_lengths(prompts[suite.spec.name], suite, max_model_len)
         rendered[checkpoint.spec.name] = prompts

@@ -245,3 +245,11 @@ def test_linked_folder_works(folder: Path, tmp_path: Path) -> None:
 def test_errors_are_of_the_users_kind() -> None:
     assert issubclass(CheckpointError, InputError)
     assert InputError.exit_code == 2
+
+
+def test_shard_that_is_missing_without_an_index_is_named(shards: Path) -> None:
+    (shards / "model.safetensors.index.json").unlink()
+    assert prepared(shards).folder == str(shards)
+    sorted(shards.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-0.*\(1 of \d+ shards"):
+        prepared(shards)

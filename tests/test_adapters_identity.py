@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_records import make_examples
+from suite_records import make_suite
 from tiny_checkpoints import (
     VOCABULARY,
     change_tensor,
@@ -21,9 +23,15 @@ from tiny_checkpoints import (
 
 from harness.adapters import finite, identity
 from harness.adapters.hf_folder import HfFolder, describe
-from harness.adapters.identity import tokenizer_sha256, verify_unchanged, weights_sha256
+from harness.adapters.identity import (
+    architecture_key,
+    tokenizer_sha256,
+    verify_unchanged,
+    weights_sha256,
+)
 from harness.errors import CheckpointError
-from harness.types import BaseWeights, CheckpointSpec, Form, Loadable
+from harness.prompts import render_suite
+from harness.types import BaseWeights, CheckpointSpec, Form, Loadable, Message, Role
 
 MODEL = "model.safetensors"
 NORM = "model.norm.weight"
@@ -101,6 +109,45 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) -> N
     tokenizer.save_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"vocab_size 264 .*2 tokens.*'<beyond>' with id 264"):
         prepared(folder)
+
+
+@pytest.mark.parametrize("where", [None, "template", "end"])
+def test_special_token_beyond_the_model_is_borne_where_nothing_uses_it(
+    folder: Path, where: str | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    fillers = [f"<new{i}>" for i in range(VOCABULARY - len(tokenizer))]
+    tokenizer.add_tokens([*fillers, "<image>"], special_tokens=True)
+    if where == "template":
+        tokenizer.chat_template = f"<image>{tokenizer.chat_template}"
+    if where == "end":
+        tokenizer.eos_token = "<image>"
+    tokenizer.save_pretrained(folder)
+    if where is None:
+        checkpoint = prepared(folder)
+        plain = make_suite("own", make_examples(1))
+        assert render_suite(checkpoint, plain)
+        asked = [
+            make_examples(1)[0].model_copy(
+                update={"messages": (Message(role=Role.USER, content="<image>?"),)}
+            )
+        ]
+        with pytest.raises(CheckpointError, match=r"own/e00: the prompt holds '<image>' \(id 264"):
+            render_suite(checkpoint, make_suite("own", asked))
+    else:
+        with pytest.raises(CheckpointError, match=r"vocab_size 264 .*1 tokens.*'<image>'"):
+            prepared(folder)
+
+
+def test_tokenizers_that_end_texts_otherwise_need_engines_of_their_own(
+    folder: Path, pristine: Path
+) -> None:
+    assert architecture_key(folder) == architecture_key(pristine)
+    edit_json(folder / "tokenizer_config.json", eos_token="<|user|>")
+    assert tokenizer_sha256(folder) == tokenizer_sha256(pristine)
+    assert architecture_key(folder) != architecture_key(pristine)
 
 
 def test_code_that_travels_with_a_checkpoint_is_not_run(folder: Path) -> None:

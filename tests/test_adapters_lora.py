@@ -307,3 +307,11 @@ def test_unmerged_truncated_and_broken_adapters_are_refused(lora: Path) -> None:
     refuse(lora, r"adapter_model\.safetensors: tensor .* holds NaN", merge=False)
     (lora / LORA).write_bytes((lora / LORA).read_bytes()[:-1])
     refuse(lora, r"adapter_model\.safetensors is not a readable", merge=False)
+
+
+def test_unmerged_adapter_that_ends_texts_otherwise_is_refused(lora: Path) -> None:
+    save_tokenizer(lora)
+    assert prepared(lora, merge=False).lora
+    edit_json(lora / "tokenizer_config.json", eos_token="<|user|>")
+    with pytest.raises(CheckpointError, match=r"end of text of its own \(<\|user\|>.*merge=false"):
+        prepared(lora, merge=False)

@@ -12,6 +12,7 @@ from tiny_checkpoints import VOCABULARY, save_llama
 
 from harness.engines import reference
 from harness.engines.reference import Continuation, ReferenceModel, answer_sums
+from harness.errors import EngineError
 
 ITEMS = [
     Continuation(key="one", prompt=(1,), answer=(9, 8, 7, 6, 5)),
@@ -143,3 +144,18 @@ def test_a_closed_model_is_gone(folders: tuple[Path, Path]) -> None:
     inner = weakref.ref(held._model)
     held.close()
     assert inner() is None
+
+
+def test_failure_of_the_float32_model_is_an_engine_error(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = model(folders[0])
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for part in ("get_decoder", "get_output_embeddings"):
+        with monkeypatch.context() as patch:
+            patch.setattr(held._model, part, fail)
+            with pytest.raises(EngineError, match=r"reading '.*' in float32 .* out of memory"):
+                list(held.token_logprobs(ITEMS))

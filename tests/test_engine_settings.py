@@ -103,3 +103,14 @@ def test_identity_names_engine_versions_and_every_setting() -> None:
     assert found["transformers"].split(".")[0].isdigit()
     assert found["max_num_seqs"] == 7
     assert set(EngineSettings.model_fields) <= set(found)
+
+
+def test_an_engine_that_uses_one_gpu_is_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(settings, "_gpus", lambda: (4, 80.0))
+    found = default_settings(HUGE, None, spread=False)
+    assert (found.tensor_parallel_size, found.data_parallel_size) == (1, 1)
+
+
+def test_memory_is_that_of_the_machine() -> None:
+    assert 0.1 < settings.total_memory_gib() < 10_000

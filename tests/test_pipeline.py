@@ -418,6 +418,35 @@ def test_weights_that_change_during_the_run_stop_it(
     assert {g.checkpoint for g in read_run(tmp_path / "run").records(GENERATIONS)} == {"base"}
 
 
+def test_reading_of_weights_that_changed_is_not_kept(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "given"
+    shutil.copytree(given, folder)
+
+    class Late(FakeReference):
+        """Loads once the weights of a checkpoint were written over."""
+
+        def __init__(self, checkpoint: Loadable) -> None:
+            if checkpoint.spec.name == "dpo":
+                shutil.copy(folder / "tbpo/model.safetensors", folder / "dpo/model.safetensors")
+            super().__init__(checkpoint)
+
+    monkeypatch.setattr(pipeline, "ReferenceModel", Late)
+    with pytest.raises(CheckpointError, match=r"'dpo': the weights in .* changed"):
+        run(run_config(folder, tmp_path / "run"))
+    assert FakeEngine.started == 0
+    assert {s.checkpoint for s in read_run(tmp_path / "run").records(SCORES)} == {"base"}
+    assert len(list((tmp_path / "cache" / "canary").iterdir())) == 1
+
+
+def test_context_too_short_for_the_canaries_starts_nothing(given: Path, tmp_path: Path) -> None:
+    config = run_config(given, tmp_path / "run", max_model_len=150)
+    with pytest.raises(InputError, match=r"--max-model-len 150 is too short .* Give \d+ or more"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_adapter_that_changes_nothing_is_refused_unless_allowed(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

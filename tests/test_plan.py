@@ -9,6 +9,8 @@ import pytest
 from suite_records import EXAMPLES, NAMES, SAMPLES, run_config, write_suite
 from tiny_checkpoints import save_checkpoint, save_sentencepiece
 
+from harness.engines import settings
+from harness.engines.settings import EngineSettings
 from harness.errors import InputError
 from harness.groups import default_engine, make_groups
 from harness.plan import RunConfig, make_plan
@@ -161,6 +163,27 @@ def test_another_tokenizer_is_warned_of(
     plan = make_plan(run_config(given, tmp_path / "run", checkpoints=made))
     assert len(plan.groups) == 2
     assert "'b' has another tokenizer than 'a'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["replay", "openai"])
+def test_engine_that_holds_no_weights_is_refused_for_them(
+    given: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(InputError, match=rf"engine '{name}' holds no weights, which 'base' has"):
+        make_plan(run_config(given, tmp_path / "run", engine={"name": name}))
+
+
+def test_transformers_is_given_one_gpu_of_many(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(settings, "_gpus", lambda: (4, 80.0))
+    for name, copies in (("vllm", 4), ("transformers", 1)):
+        plan = make_plan(run_config(given, tmp_path / "run", engine={"name": name}))
+        found = plan.groups[0].settings
+        assert isinstance(found, EngineSettings)
+        assert found.data_parallel_size == copies
+        assert plan.groups[0].make(0).identity["name"] == name
 
 
 @pytest.mark.parametrize("changes", [{"engine": {"name": "vlm"}}, {"endpoint": {"tries": 3}}])

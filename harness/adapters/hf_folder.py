@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ HEAD_PREFIX = "baseline_head."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"(?P<start>.*-)(?P<place>\d{5})-of-(?P<total>\d{5})\.safetensors")
+"""How save_pretrained names the parts of a model."""
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5"}
 
 
@@ -55,9 +58,13 @@ def check_index(folder: Path) -> None:
     """Check that a folder's index, where it has one, names tensors that are in its shards.
 
     Raises:
-        CheckpointError: there is no weight file, or a shard or a tensor of the index is missing.
+        CheckpointError: there is no weight file, a shard or a tensor of the index is missing, or
+            without an index a shard of those that the others count.
     """
-    held = {file.name: set(tensor_names(file)) for file in weight_files(folder)}
+    files = weight_files(folder)
+    held = {file.name: set(tensor_names(file)) for file in files}
+    if not (folder / INDEX).exists():
+        _check_numbers(folder, files)
     for tensor, shard in weight_map(folder).items():
         if shard not in held:
             raise CheckpointError(
@@ -68,6 +75,24 @@ def check_index(folder: Path) -> None:
                 f"{folder / shard} lacks tensor '{tensor}', which {INDEX} places there. Index and "
                 "shards are of different saves: copy the checkpoint again."
             )
+
+
+def _check_numbers(folder: Path, files: Iterable[Path]) -> None:
+    """Check that of shards numbered 1 to n none is missing.
+
+    Raises:
+        CheckpointError: names the first that is.
+    """
+    there = {file.name for file in files}
+    for name in sorted(there):
+        if found := SHARD.fullmatch(name):
+            start, width, total = found["start"], len(found["place"]), int(found["total"])
+            names = [f"{start}{i:0{width}}-of-{found['total']}" for i in range(1, total + 1)]
+            if missing := [n for n in names if f"{n}.safetensors" not in there]:
+                raise CheckpointError(
+                    f"{folder} has {name} and lacks {missing[0]}.safetensors "
+                    f"({len(missing)} of {total} shards are missing). Copy it again."
+                )
 
 
 def weight_map(folder: Path) -> dict[str, str]:

@@ -224,21 +224,40 @@ def read_tokenizer(folder: Path) -> Any:
         ) from error
 
 
+def embedding_rows(folder: Path) -> int | None:
+    """Return how many tokens a model has embeddings for; None where its config does not say."""
+    return getattr(model_config(folder).get_text_config(), "vocab_size", None)
+
+
 def check_vocabulary(folder: Path) -> None:
     """Check that every token of the tokenizer has a row in the model's embedding.
+
+    Special tokens that its chat template does not name may lie beyond (Gemma 3's placeholder for
+    images); a prompt that holds one all the same is refused when it is rendered.
 
     Raises:
         CheckpointError: names a token beyond the model's vocabulary and counts them.
     """
-    rows = getattr(model_config(folder).get_text_config(), "vocab_size", None)
-    vocabulary = read_tokenizer(folder).get_vocab()
+    rows = embedding_rows(folder)
+    tokenizer = read_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
     beyond = {i: token for token, i in vocabulary.items() if rows is not None and i >= rows}
-    if beyond:
+    if beyond and not _idle(beyond, tokenizer, template_text(folder) or ""):
         raise CheckpointError(
             f"{folder}: vocabulary mismatch: the model has vocab_size {rows} (config.json), but "
             f"{len(beyond)} tokens of its tokenizer lie beyond, the first '{beyond[min(beyond)]}' "
             f"with id {min(beyond)}. Save the tokenizer that the checkpoint was trained with."
         )
+
+
+def _idle(tokens: dict[int, str], tokenizer: Any, template: str) -> bool:
+    """Whether all of some tokens are special ones that neither template nor end of text uses."""
+    used = {tokenizer.bos_token, tokenizer.eos_token}
+    added = tokenizer.added_tokens_decoder
+    return all(
+        i in added and added[i].special and token not in used and token not in template
+        for i, token in tokens.items()
+    )
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -269,12 +288,16 @@ def _one_layout(model: Any) -> Any:
 def architecture_key(folder: Path) -> str:
     """Return a hash over what must agree for two checkpoints to share one engine.
 
-    Shapes and arithmetic of the model, and the tokenizer and end tokens, which an engine takes
-    from the checkpoint it starts on.
+    Shapes and arithmetic of the model, and the tokenizer and the end tokens of both, which an
+    engine takes from the checkpoint it starts on.
     """
     config = model_config(folder)
     facts = {key: _plain(getattr(config, key, None)) for key in SHAPE_KEYS}
-    facts |= {"tokenizer": tokenizer_sha256(folder), "end_tokens": end_tokens(folder)}
+    facts |= {
+        "tokenizer": tokenizer_sha256(folder),
+        "tokenizer_end": read_tokenizer(folder).eos_token_id,
+        "end_tokens": end_tokens(folder),
+    }
     return sha256_json(facts)
 
 

@@ -12,6 +12,7 @@ from harness.adapters.identity import (
     adapter_weights,
     model_config,
     own_tokenizer,
+    read_tokenizer,
     reading,
     weight_files,
     weights_sha256,
@@ -172,11 +173,20 @@ def _check_served(pairs: Pairs, folder: Path, base: Path) -> None:
     added = sorted(added_tokens(folder, base))
     problem = f"a LoRA on {', '.join(unserved)}" if unserved else ""
     problem = problem or (f"tokens of its own ({', '.join(added)})" if added else "")
+    problem = problem or _other_end(folder, base)
     if problem:
         raise CheckpointError(
             f"{folder} has {problem}, which no engine applies to an unmerged adapter. Leave "
             "merge=false out."
         )
+
+
+def _other_end(folder: Path, base: Path) -> str:
+    """Return in words that an adapter's own tokenizer ends texts otherwise than its base's."""
+    if not own_tokenizer(folder):
+        return ""
+    own, other = (read_tokenizer(place).eos_token for place in (folder, base))
+    return "" if own == other else f"an end of text of its own ({own}; its base's is {other})"
 
 
 def _cleaned(folder: Path, weights: Path) -> Path:

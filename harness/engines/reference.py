@@ -7,10 +7,12 @@ that memory does not grow with batch times vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from harness.engines.batching import batches
-from harness.engines.loading import load_model, release_memory
+from harness.engines.loading import best_device, load_model, release_memory
+from harness.errors import EngineError
 from harness.types import Dtype, Loadable, Record
 
 TOKENS_A_BATCH = 4096
@@ -131,10 +133,40 @@ class TokenReader:
 
 
 class ReferenceModel(TokenReader):
-    """A checkpoint in float32: the independent reading that an engine is held against."""
+    """A checkpoint in float32: the independent reading that an engine is held against.
+
+    Raises, wherever the model is asked:
+        EngineError: it failed, often for want of memory.
+    """
 
     def __init__(self, checkpoint: Loadable) -> None:
-        super().__init__(load_model(checkpoint, Dtype.FLOAT32))
+        self._name = checkpoint.spec.name
+        model = load_model(checkpoint, Dtype.FLOAT32)
+        with self._asking():
+            super().__init__(model)
+
+    def states(self, batch: Sequence[Continuation]) -> Any:
+        """As in TokenReader."""
+        with self._asking():
+            return super().states(batch)
+
+    def log_probabilities(self, states: Any) -> Any:
+        """As in TokenReader."""
+        with self._asking():
+            return super().log_probabilities(states)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # torch and each model's own code raise classes of their own
+            device = best_device()
+            way_out = "" if device == "cpu" else ", or hide the device to read on the processor"
+            raise EngineError(
+                f"reading '{self._name}' in float32 on {device} failed: {type(error).__name__}: "
+                f"{error}. What was computed is kept; free memory{way_out}, and run the same "
+                "command again."
+            ) from error
 
     def close(self) -> None:
         """Give the model's memory back; nothing can be read after it."""

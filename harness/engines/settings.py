@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +111,9 @@ def cache_bytes(config: Any, itemsize: int) -> int:
 
 def total_memory_gib() -> float:
     """Return the machine's memory, GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    import psutil
+
+    return float(psutil.virtual_memory().total / GIB)
 
 
 def cpu_cache_gib(model: ModelFacts, length: int, sequences: int, memory_gib: float) -> float:
@@ -145,12 +146,15 @@ def _gpus() -> tuple[int, float]:
     return count, min(sizes, default=0.0)
 
 
-def default_settings(model: ModelFacts, wanted: int | None) -> EngineSettings:
+def default_settings(
+    model: ModelFacts, wanted: int | None, *, spread: bool = True
+) -> EngineSettings:
     """Return settings that fit the hardware: small batches on a CPU, large ones on a GPU.
 
     Args:
         model: what is to be held.
         wanted: the user's ``max_model_len``, if any.
+        spread: the engine can use several GPUs.
 
     Raises:
         InputError: more is wanted than the model can take.
@@ -164,7 +168,7 @@ def default_settings(model: ModelFacts, wanted: int | None) -> EngineSettings:
         length = wanted or min(model.context, 1024)
         cache = cpu_cache_gib(model, length, CPU_SEQUENCES, total_memory_gib())
         return EngineSettings(max_model_len=length, kv_cache_gib=cache)
-    tensor, data = gpu_layout(model, gpus, memory)
+    tensor, data = gpu_layout(model, gpus, memory) if spread else (1, 1)
     return EngineSettings(
         max_model_len=wanted or min(model.context, 4096),
         max_num_seqs=256,

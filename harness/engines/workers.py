@@ -134,7 +134,7 @@ class Worker:
         try:
             self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
-            self._end_group()
+            end_group(self.process)
             self.process.wait()
 
     def _hang_up(self) -> None:
@@ -143,16 +143,17 @@ class Worker:
             with suppress(OSError):  # the other end is gone already
                 step()
 
-    def _end_group(self) -> None:
-        """Kill the process and those that it started: vLLM's own workers, one a GPU."""
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-
     def kill(self) -> None:
         """End the process, and those that it started, at once."""
-        self._end_group()
+        end_group(self.process)
         self.close()
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the leader of a process group with all of it: vLLM's own workers, one a GPU."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 class VllmWorkers:
