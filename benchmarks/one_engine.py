@@ -16,9 +16,11 @@ scripts       As published evaluation scripts do it: a process a LoRA that merge
 raw           One call of ``LLM.generate`` on the base checkpoint's requests of all suites, with the
               engine settings and the environment of the harness, vLLM's own top-p, no statistics.
 filter        The same with this package's top-p filter.
-transformers  ``model.generate`` in bfloat16 on the base checkpoint's requests, padded on the left,
+transformers  ``model.generate`` on the base checkpoint's requests, padded on the left,
               grouped by their sampling: one full batch of every group (requests are repeated where
               a group is smaller), extrapolated to all requests. The best of three batch sizes.
+
+All sides compute in the dtype that a run takes on this machine by default.
 
 Every process is started in turn. All share a cache of vLLM's own, filled by one start of vLLM that
 is not counted; what torch compiles when the harness first reads log-probabilities is compiled
@@ -65,6 +67,7 @@ from measuring import (
 
 from harness.cli import DEMO_CHECKPOINTS
 from harness.files import json_lines
+from harness.types.records import native_dtype
 
 if TYPE_CHECKING:
     from harness.engines import Request
@@ -212,9 +215,8 @@ def transformers_rates(limit: int | None) -> dict[int, Rate]:
     """Measure ``model.generate`` at every batch size."""
     given = base_requests(limit)
     from harness.engines.loading import load_model
-    from harness.types import Dtype
 
-    model = load_model(given.checkpoint, Dtype.BFLOAT16)
+    model = load_model(given.checkpoint, given.checkpoint.spec.dtype)
     groups: dict[Any, list[Request]] = {}
     for request in given.requests:
         groups.setdefault(request.sampling, []).append(request)
@@ -319,7 +321,8 @@ def script(name: str, *arguments: Path | str) -> float:
 
 def generate_script(model: Path, prompts: Path, scratch: Path, eager: bool) -> Cost:
     answers = scratch / "answers.json"
-    wall = script("generate.py", model, prompts, answers, *(["--eager"] if eager else []))
+    options = [native_dtype().value, *(["--eager"] if eager else [])]
+    wall = script("generate.py", model, prompts, answers, *options)
     found = json.loads(answers.read_text(encoding="utf-8"))
     return Cost(1, wall, found["seconds"], found["tokens"])
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
-from harness.adapters.identity import verify_unchanged
+from harness.adapters.identity import architecture_key, verify_unchanged
 from harness.engines import ReadableEngine
+from harness.engines.loading import best_device
 from harness.engines.reference import Continuation, ReferenceModel
 from harness.errors import CheckpointError, EngineError, InputError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
@@ -121,7 +123,10 @@ def take_reading(checkpoint: Loadable, sequences: Sequences, model: ReferenceMod
 
 
 def _file(checkpoint: Loadable, sequences: Sequences) -> Path:
-    key = sha256_json([checkpoint.weights_sha256, sequences])
+    """Return where a reading is remembered: under all that decides it, rounding included."""
+    made_by = [best_device(), metadata.version("torch"), metadata.version("transformers")]
+    model = [checkpoint.weights_sha256, checkpoint.architecture]
+    key = sha256_json([*model, *made_by, sequences])
     return cache_root() / "canary" / f"{key}.json"
 
 
@@ -137,6 +142,7 @@ def base_of(checkpoint: Loadable) -> Loadable:
     changes = {
         "folder": checkpoint.base.folder,
         "weights_sha256": checkpoint.base.weights_sha256,
+        "architecture": architecture_key(Path(checkpoint.base.folder)),
         "base": None,
         "lora": None,
     }

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 CHECKPOINT_HELP = (
     "NAME=SOURCE[,key=value...]; SOURCE is a Hugging Face or PEFT folder, a hub id, a policy.pt, a "
     "GGUF file, an endpoint's URL, a file of recorded outputs or embedded:NAME. Keys: method, "
-    "base, dtype, chat_template, merge, model, api_key_env, allow_unchanged, training_logs. "
-    "Repeat it; the first is the base that differences are taken against."
+    "base, dtype, chat_template, merge, model, api_key_env, allow_unchanged, training_logs, "
+    "adapter. Repeat it; the first is the base that differences are taken against."
 )
 DEMO_OBJECTIVES = ("sft", "dpo", "bpo", "tdpo2", "tis-dpo", "tbpo-q", "tbpo-a")
 DEMO_CHECKPOINTS = (
@@ -83,7 +83,7 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML (numbers, true, null).
 
     Raises:
-        InputError: a text that is not KEY=VALUE.
+        InputError: a text that is not KEY=VALUE, or a value that is not YAML.
     """
     import yaml
 
@@ -92,8 +92,41 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not (equals and key and value):
             raise InputError(f"{option} '{text}': expected KEY=VALUE")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+            raise InputError(
+                f"{option} '{text}': the value is not YAML. Where it is meant as text, put quotes "
+                f"around it: {option} '{key}=\"{value}\"'"
+            ) from error
     return found
+
+
+def file_values(path: Path) -> dict[str, Any]:
+    """Return the keys of a run's YAML file, ``engine`` and ``endpoint`` as mappings of settings.
+
+    An engine given by its name alone and ``deterministic``, as the options have them, become
+    settings of the engine.
+
+    Raises:
+        InputError: the file cannot be read, or settings are no mapping.
+    """
+    from harness.suites import read_yaml
+
+    values = read_yaml(path)
+    if isinstance(values.get("engine"), str):
+        values["engine"] = {"name": values["engine"]}
+    for key in ("engine", "endpoint"):
+        values[key] = {} if values.get(key) is None else values[key]
+        if not isinstance(values[key], dict):
+            name = " or a name" if key == "engine" else ""
+            raise InputError(
+                f"{path}: {key}: expected a mapping of settings{name}, found "
+                f"{type(values[key]).__name__}"
+            )
+    if "deterministic" in values:
+        values["engine"] |= {"deterministic": values.pop("deterministic")}
+    return values
 
 
 def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
@@ -105,9 +138,9 @@ def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
     from pydantic import ValidationError
 
     from harness.plan import RunConfig
-    from harness.suites import read_yaml, validation_text
+    from harness.suites import validation_text
 
-    values = read_yaml(path) if path is not None else {}
+    values = file_values(path) if path is not None else {}
     for key, value in given.items():
         if isinstance(value, dict):
             values[key] = (values.get(key) or {}) | value

@@ -98,7 +98,8 @@ def _rows(found: Inspection) -> Iterator[tuple[str, str | None]]:
     yield "folder", found.folder
     if found.base is not None:
         yield "base", f"{found.base.folder}, weights {found.base.weights_sha256}"
-    yield "weights", found.weights_sha256
+    as_they_lie = f"{found.weights_sha256} (files as they lie; a run records what it loads)"
+    yield "weights", as_they_lie if found.reworked else found.weights_sha256
     yield "parameters", _parameters(found)
     yield "size", None if found.size_bytes is None else f"{found.size_bytes / 1e6:,.1f} MB"
     yield "model", found.model_type

@@ -280,7 +280,7 @@ def _counted(replies: Iterable[Completion | Failure], shown: Any) -> Iterator[Co
 
 
 def _batched(replies: Iterable[Completion | Failure]) -> Iterator[list[Completion | Failure]]:
-    """Yield replies in small batches; what arrived before the engine died comes first."""
+    """Yield replies in small batches; what arrived before the engine failed comes first."""
     batch: list[Completion | Failure] = []
     try:
         for reply in replies:
@@ -288,7 +288,7 @@ def _batched(replies: Iterable[Completion | Failure]) -> Iterator[list[Completio
             if len(batch) >= FLUSH:
                 yield batch
                 batch = []
-    except EngineDiedError:
+    except EngineError:
         yield batch
         raise
     if batch:

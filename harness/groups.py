@@ -25,6 +25,7 @@ from harness.engines.settings import (
 )
 from harness.errors import CheckpointError, InputError
 from harness.files import sha256_json
+from harness.processor import is_cpu_build
 from harness.suites import validation_text
 from harness.types import Dtype, EngineCard, Form, Loadable, Record
 
@@ -36,6 +37,9 @@ VLLM, TRANSFORMERS = "vllm", "transformers"
 
 NAME = "name"
 """Key among a run's engine settings that names the engine."""
+
+LENGTH = "max_model_len"
+"""Key among them that is also an option of its own."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class EngineGroup:
         return sha256_json(dict(self.make(seed).identity))
 
 
+EXPECTED = ("is expected to give", "is expected not to depend")
+NOT_MEASURED = " (not measured: only vLLM's CPU build was)"
+"""How what holds on a CPU is said of other hardware, on which nobody has looked."""
+
+
 def guarantees(settings: Record | None) -> Iterator[str]:
     """Yield what is known of when answers repeat, and when they need not."""
     if settings is None:
@@ -81,9 +90,17 @@ def guarantees(settings: Record | None) -> Iterator[str]:
     elif isinstance(settings, EndpointSettings):
         yield "a server's answers need not repeat; whether it kept to the seed cannot be seen"
     elif isinstance(settings, EngineSettings):
-        yield "the same manifest on the same kind of machine gives the same text, token for token"
+        measured = is_cpu_build()
+        gives, depends = ("gives", "does not depend") if measured else EXPECTED
+        unmeasured = "" if measured else NOT_MEASURED
+        yield (
+            f"the same manifest on the same kind of machine {gives} the same text, token for "
+            f"token{unmeasured}"
+        )
         if settings.deterministic:
-            yield "deterministic: an answer does not depend on the batch it was computed in"
+            yield (
+                f"deterministic: an answer {depends} on the batch it was computed in{unmeasured}"
+            )
         else:
             yield (
                 "not guaranteed across batch sizes or orders of requests: the batch changes how "
@@ -112,10 +129,37 @@ def make_groups(
     Raises:
         InputError: unknown engine or setting, a wrong value, or a context beyond the model's.
     """
+    _check_words(engine, endpoint)
+    length = _wanted_length(engine, max_model_len)
     found: dict[str, list[Loadable]] = {}
     for checkpoint in checkpoints:
         found.setdefault(_shared(checkpoint), []).append(checkpoint)
-    return tuple(_group(part, dict(engine), endpoint, max_model_len) for part in found.values())
+    return tuple(_group(part, dict(engine), endpoint, length) for part in found.values())
+
+
+def _check_words(engine: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
+    """Refuse unknown names and wrong values, also where no checkpoint has a use for them."""
+    if engine.get(NAME):
+        plugins.load("engines", str(engine[NAME]))
+    _checked(EngineSettings(), {k: v for k, v in engine.items() if k != NAME}, "engine")
+    _checked(EndpointSettings(), endpoint, "endpoint")
+
+
+def _wanted_length(engine: Mapping[str, Any], max_model_len: int | None) -> int | None:
+    """Return the context that the user wants, in tokens: an option, and a setting of the engine.
+
+    Raises:
+        InputError: it is given as both, and they differ.
+    """
+    if LENGTH not in engine:
+        return max_model_len
+    wanted = _checked(EngineSettings(), {LENGTH: engine[LENGTH]}, "engine").max_model_len
+    if max_model_len not in (None, wanted):
+        raise InputError(
+            f"--max-model-len {max_model_len} and the engine's setting {LENGTH}={wanted} differ. "
+            "Give one of them."
+        )
+    return wanted
 
 
 def _shared(checkpoint: Loadable) -> str:
@@ -152,7 +196,14 @@ def _group(
     if loras and vllm:
         rank = max(_rank(c) for c in loras)
         wanted = wanted.model_copy(update={"max_loras": len(loras), "max_lora_rank": rank})
-    return EngineGroup(name, form, _checked(wanted, engine, "engine"), given)
+    return EngineGroup(name, form, _as_used(name, _checked(wanted, engine, "engine")), given)
+
+
+def _as_used(engine: str, settings: EngineSettings) -> EngineSettings:
+    """Return settings that say so where the engine computes every answer alone."""
+    alone = engine == TRANSFORMERS or (engine == VLLM and is_cpu_build())
+    changes = {"max_num_seqs": 1} if settings.deterministic and alone else {}
+    return settings.model_copy(update=changes)
 
 
 def _checked(wanted: S, given: Mapping[str, Any], what: str) -> S:

@@ -132,8 +132,15 @@ def preference_table(
         return missing_scores(checkpoint, suite, SCORED, reason)
     name, place = checkpoint.spec.name, suite.spec.name
     rows, base_rows = sums.get((place, name), {}), sums.get((place, base.spec.name), {})
-    unlike = unlike_base(checkpoint, base)
+    unlike = unlike_base(checkpoint, base) or _other_template(checkpoint, base)
     return preference_scores(name, place, rows, base_rows, unlike=unlike)
+
+
+def _other_template(checkpoint: Loadable, base: Loadable) -> str | None:
+    """Return that the two read a pair in different chat templates: as different texts."""
+    if checkpoint.template_sha256 == base.template_sha256:
+        return None
+    return f"its chat template differs from that of the base '{base.spec.name}'"
 
 
 # -- divergence from the base ------------------------------------------------------------------
@@ -163,12 +170,17 @@ def kl_scores(
     missing = {a.example_id: r for a in firsts if (r := unlike or _unreadable(a)) is not None}
     readable = [answer for answer in firsts if answer.example_id not in missing]
     found: dict[str, tuple[float, float]] = {}
-    if checkpoint.weights_sha256 == base.weights_sha256:
+    if _same_model(checkpoint, base):
         found = {answer.example_id: (0.0, 0.0) for answer in readable}
     elif readable:
         found = _divergence_means(checkpoint, base, prompts, readable, models)
         missing |= {a.example_id: OTHER_WIDTH for a in readable if a.example_id not in found}
     return [score for answer in firsts for score in _kl_pair(answer, found, missing)]
+
+
+def _same_model(one: Loadable, other: Loadable) -> bool:
+    """Whether two checkpoints compute the same: weights alone do not say, rope scaling counts."""
+    return len({(c.weights_sha256, c.architecture) for c in (one, other)}) == 1
 
 
 def _unreadable(answer: Generation) -> str | None:

@@ -15,12 +15,14 @@ from harness import plugins, provenance
 from harness.adapters import prepare, resolve
 from harness.adapters.recorded import recorded_suite
 from harness.adapters.templates import check_templates
+from harness.engines.replay import check_answered
 from harness.errors import InputError
 from harness.files import portable, sha256_json
 from harness.groups import EngineGroup, make_groups
 from harness.judges import Judge
 from harness.metrics import ExampleChecker, Metric
 from harness.progress import over
+from harness.requests import make_requests
 from harness.suites import OUTPUTS, Suite, TrainingSuite, limited, load_suites, load_training_suite
 from harness.training_logs import NO_LOG, Logs, find_logs
 from harness.types import (
@@ -99,6 +101,7 @@ def make_plan(config: RunConfig) -> Plan:
         metrics |= _load_metrics([outputs])
         judges |= _load_judges([outputs])
     _check_suite_names(suites, training)
+    check_answered(checkpoints, make_requests(suites, {}, config.seed))
     groups = make_groups(checkpoints, config.engine, config.endpoint, config.max_model_len)
     for warning in tokenizer_warnings(checkpoints):
         log.warning("%s", warning)

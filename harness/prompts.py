@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from harness.adapters.identity import embedding_rows, read_tokenizer
+from harness.adapters.identity import embedding_rows, model_config, read_tokenizer
 from harness.errors import CheckpointError, InputError
 from harness.suites import Suite
 from harness.types import Loadable, Message
@@ -42,19 +43,41 @@ def checkpoint_tokenizer(checkpoint: Loadable) -> Any:
     return tokenizer
 
 
+TODAY = date(2024, 7, 26)
+"""The day that templates which write today's date are given: with the real one the same run would
+ask other prompts tomorrow. It is the day that Llama 3's templates fall back to."""
+
+
+def _apply(tokenizer: Any, chat: Sequence[Mapping[str, str]], **options: Any) -> Any:
+    """Return a dialogue in a tokenizer's chat template, on a fixed day.
+
+    Raises:
+        CheckpointError: the template fails.
+    """
+    try:
+        return tokenizer.apply_chat_template(list(chat), strftime_now=TODAY.strftime, **options)
+    except Exception as error:  # templates raise whatever their authors chose
+        raise CheckpointError(
+            f"the chat template of {tokenizer.name_or_path} failed: {error}"
+        ) from error
+
+
 def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role.value, "content": m.content} for m in messages]
 
 
 def _text(tokenizer: Any, chat: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+    return str(_apply(tokenizer, chat, add_generation_prompt=True, tokenize=False))
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Return the token ids of ``messages`` in the chat template, generation marker included."""
-    ids = tokenizer.apply_chat_template(
-        _chat(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    """Return the token ids of ``messages`` in the chat template, generation marker included.
+
+    Raises:
+        CheckpointError: the template fails.
+    """
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    ids = _apply(tokenizer, _chat(messages), **options)
     return [int(token) for token in ids]
 
 
@@ -110,12 +133,7 @@ def end_of_turn(tokenizer: Any) -> int:
 def _around_answer(tokenizer: Any) -> tuple[str, str]:
     """Return what the template writes before and after the probe's answer; empty without it."""
     answer = PROBE[1]["content"]
-    try:
-        text = str(tokenizer.apply_chat_template(list(PROBE), tokenize=False))
-    except Exception as error:  # templates raise whatever their authors chose
-        raise CheckpointError(
-            f"the chat template of {tokenizer.name_or_path} cannot render an answer: {error}"
-        ) from error
+    text = str(_apply(tokenizer, PROBE, tokenize=False))
     before, found, after = text.rpartition(answer)
     return (before, after) if found else ("", "")
 
@@ -132,14 +150,15 @@ def check_bos(tokenizer: Any, ids: Sequence[int], where: str) -> None:
     """Refuse a prompt that opens with two beginning-of-sequence tokens.
 
     Raises:
-        CheckpointError: the template writes a BOS and the tokenizer adds another.
+        CheckpointError: the template writes two, or the message opens with one behind the
+            template's. The tokenizer adds none of its own to a rendered chat.
     """
     bos = tokenizer.bos_token_id
     if bos is not None and list(ids[:2]) == [bos, bos]:
         raise CheckpointError(
-            f"{where}: the rendered prompt opens with a doubled BOS token (id {bos}). The chat "
-            "template writes one and the tokenizer adds one; set add_bos_token to false in "
-            "tokenizer_config.json or take it out of the template."
+            f"{where}: the rendered prompt opens with a doubled BOS token "
+            f"('{tokenizer.bos_token}', id {bos}). Take one out of the chat template, or out of "
+            "the message where that is what opens with one; the tokenizer adds none."
         )
 
 
@@ -162,8 +181,8 @@ def render_suite(
         where = f"checkpoint '{checkpoint.spec.name}', {suite.spec.name}/{example.id}"
         try:
             ids = render(tokenizer, example.messages)
-        except Exception as error:  # templates raise whatever their authors chose
-            raise CheckpointError(f"{where}: the chat template failed: {error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
         check_bos(tokenizer, ids, where)
         if rows is not None and max(ids, default=0) >= rows:
             token = tokenizer.convert_ids_to_tokens(max(ids))
@@ -175,20 +194,38 @@ def render_suite(
     return prompts
 
 
-def check_lengths(prompts: dict[str, tuple[int, ...]], suite: Suite, max_model_len: int) -> None:
-    """Refuse prompts that leave no room for the suite's longest answer.
+def check_lengths(
+    prompts: dict[str, tuple[int, ...]], suite: Suite, checkpoint: Loadable, max_model_len: int
+) -> None:
+    """Refuse prompts that leave no room for the suite's longest answer; lengths in tokens.
 
     Raises:
-        InputError: names the first such examples and counts all.
+        InputError: names checkpoint and suite, the first such examples, and counts all.
     """
-    room = max_model_len - suite.spec.sampling.max_tokens
+    answer = suite.spec.sampling.max_tokens
+    room = max_model_len - answer
     long = [name for name, ids in prompts.items() if len(ids) > room]
-    if long:
-        raise InputError(
-            f"suite {suite.spec.name}: {len(long)} prompts are longer than {room} tokens "
-            f"(first: {', '.join(long[:3])}). Raise --max-model-len to "
-            f"{max(map(len, prompts.values())) + suite.spec.sampling.max_tokens}."
+    if not long:
+        return
+    problem = f"{len(long)} prompts are longer than {room} tokens (first: {', '.join(long[:3])})"
+    if room < 0:
+        problem = f"its answers alone may take {answer} tokens, beyond the {max_model_len} allowed"
+    raise InputError(
+        f"checkpoint '{checkpoint.spec.name}', suite {suite.spec.name}: {problem}. "
+        f"{_more_room(checkpoint, max(map(len, prompts.values())) + answer)}"
+    )
+
+
+def _more_room(checkpoint: Loadable, needed: int) -> str:
+    """Return what to do where a prompt and its answer need ``needed`` tokens."""
+    config = model_config(Path(checkpoint.folder)).get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and needed > limit:
+        return (
+            f"The suite does not fit this model: it needs {needed} tokens, the model's own limit "
+            f"is {limit}. Leave one of them out."
         )
+    return f"Raise --max-model-len to {needed}."
 
 
 def render_all(
@@ -205,6 +242,6 @@ def render_all(
         tokenizer = checkpoint_tokenizer(checkpoint) if suites else None
         prompts = {s.spec.name: render_suite(checkpoint, s, tokenizer) for s in suites}
         for suite in suites:
-            check_lengths(prompts[suite.spec.name], suite, max_model_len)
+            check_lengths(prompts[suite.spec.name], suite, checkpoint, max_model_len)
         rendered[checkpoint.spec.name] = prompts
     return rendered

@@ -48,14 +48,15 @@ def make_requests(
 def request_sha256(checkpoint: Loadable, request: Request, engine_sha256: str) -> str:
     """Return the hash over everything that decides an answer, so that none is taken for another.
 
-    Weights, chat template, prompt token ids (messages, where a server renders them), sampling,
-    seed, and the engine with its version and settings.
+    Weights, configuration, chat template, prompt token ids (messages, where a server renders
+    them), sampling, seed, and the engine with its version and settings.
     """
     chat = [message.model_dump(mode="json") for message in request.messages]
     asked: list[Any] = list(request.prompt) or chat
     return sha256_json(
         [
             checkpoint.weights_sha256,
+            checkpoint.architecture,
             checkpoint.template_sha256,
             checkpoint.spec.dtype.value,
             asked,

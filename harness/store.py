@@ -171,13 +171,27 @@ class RunFolder:
 
 
 @contextmanager
+def _opening(path: Path, what: str = "written") -> Iterator[None]:
+    """Turn what the system refuses while the run folder ``path`` is opened into a user's error."""
+    try:
+        yield
+    except OSError as error:
+        problem = error.strerror or error
+        raise RunFolderError(
+            f"{path} cannot be {what}: {problem}; give another --output"
+        ) from error
+
+
+@contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # no advisory locks on this system
         yield
         return
-    with (path / LOCK).open("w") as handle:
+    with _opening(path):
+        handle = (path / LOCK).open("w")
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -254,25 +268,31 @@ def open_run(
     read alone.
 
     Raises:
-        RunFolderError: the folder belongs to another run, holds something else, or is in use.
+        RunFolderError: the folder belongs to another run, holds something else, is in use, or
+            cannot be read and written.
     """
     folder = RunFolder(path)
+    with _opening(path, "read"):
+        _check_ours(path)
+    with _opening(path, "created"):
+        path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        with _opening(path):
+            if (path / MANIFEST).exists():
+                _check_same_run(folder, manifest)
+            else:
+                folder.write_all(EXAMPLES, examples)
+                folder.write_manifest(manifest)
+            folder.repair()
+        yield folder
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse what is neither a run folder nor the place of a new one."""
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; give a folder as --output")
     if path.is_dir() and not (path / MANIFEST).exists() and _foreign(path):
         raise RunFolderError(f"{path} is not empty and holds no run; give another --output")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be created: {error.strerror}") from error
-    with _locked(path):
-        if (path / MANIFEST).exists():
-            _check_same_run(folder, manifest)
-        else:
-            folder.write_all(EXAMPLES, examples)
-            folder.write_manifest(manifest)
-        folder.repair()
-        yield folder
 
 
 def is_complete(path: Path) -> bool:

@@ -24,6 +24,12 @@ def own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("TBPO_CACHE", str(folder / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def same_dtype_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let checkpoints have one default dtype, whatever this machine's processor is good at."""
+    monkeypatch.setattr("harness.types.records.computes_bfloat16", lambda: True)
+
+
 @pytest.fixture
 def tbpo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tbpo:
     """Run the command in this process; return exit code, stdout and stderr."""

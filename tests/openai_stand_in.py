@@ -62,6 +62,7 @@ class StandIn:
         plan: asked once a request for the fault to commit.
         busy_s: seconds that an answer takes.
         key: bearer token that is wanted, if any.
+        version: of the server, told at ``/version``.
         refuse_logprobs: answer 400 to who asks for log-probabilities.
         change: edits a reply before it is sent.
         asked: requests by content of the last message; ``faults``: those committed.
@@ -74,6 +75,7 @@ class StandIn:
         self.key: str | None = None
         self.models: list[dict[str, Any]] = [{"id": MODEL, "object": "model", "created": 1}]
         self.status: dict[str, int] = {}
+        self.version = "9.9"
         self.refuse_logprobs = False
         self.change: Callable[[dict[str, Any]], object] = lambda reply: None
         self.asked: Counter[str] = Counter()
@@ -153,9 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.state.paths.append(self.path)
+        if self.refused(self.path):
+            return
         if self.path == "/version":
-            self.send(200, {"version": "9.9"})
-        elif not self.refused(self.path):
+            self.send(200, {"version": self.state.version})
+        else:
             self.send(200, {"object": "list", "data": self.state.models})
 
     def do_POST(self) -> None:

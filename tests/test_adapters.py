@@ -14,7 +14,7 @@ from tiny_checkpoints import CONFIG, save_checkpoint, save_llama, save_lora, sav
 
 from harness.adapters import bases, embedded, peft_lora, prepare
 from harness.adapters.embedded import SMOLLM2
-from harness.adapters.identity import architecture_key, weights_sha256
+from harness.adapters.identity import architecture_key, template_text, weights_sha256
 from harness.errors import CheckpointError, InputError
 from harness.files import cache_root
 from harness.types import CheckpointSpec, Loadable
@@ -300,10 +300,22 @@ def test_adapters_own_tokenizer_is_kept(lora: Path) -> None:
     assert template == "{{ messages[0]['content'] }}"
 
 
+def test_template_in_an_adapters_tokenizer_config_goes_before_its_bases(lora: Path) -> None:
+    """The form that older trainers save: no file of its own for the template."""
+    save_tokenizer(lora, None)
+    edit_json(lora / "tokenizer_config.json", chat_template="{{ messages[-1]['content'] }}")
+    assert not (lora / "chat_template.jinja").exists()
+    merged, apart = prepare(spec(lora)), prepare(spec(lora, merge=False))
+    assert template_text(Path(merged.folder)) == "{{ messages[-1]['content'] }}"
+    assert merged.template_sha256 == apart.template_sha256
+
+
 def test_base_named_by_its_public_id_is_the_embedded_model(
     base: Path, lora: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_path = prepare(spec(lora))
+    recorded = {"base": {"weights_sha256": weights_sha256(base)}}
+    (lora / "manifest.json").write_text(json.dumps(recorded))
     asked = []
     monkeypatch.setattr(bases, "embedded_folder", lambda name: asked.append(name) or base)
     edit_json(lora / "adapter_config.json", base_model_name_or_path=SMOLLM2.hub_id)
@@ -311,6 +323,20 @@ def test_base_named_by_its_public_id_is_the_embedded_model(
     edit_json(lora / "adapter_config.json", base_model_name_or_path="elsewhere/model")
     prepare(spec(lora, base=f"embedded:{SMOLLM2.name}"))
     assert asked == [SMOLLM2.name] * 2
+
+
+@pytest.mark.parametrize("recorded", [None, "of the real weights"])
+def test_public_id_is_the_embedded_copy_only_for_what_was_trained_on_it(
+    base: Path, lora: Path, monkeypatch: pytest.MonkeyPatch, recorded: str | None
+) -> None:
+    monkeypatch.setattr(bases, "embedded_folder", lambda name: base)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    edit_json(lora / "adapter_config.json", base_model_name_or_path=SMOLLM2.hub_id)
+    if recorded:
+        manifest = {"base": {"weights_sha256": recorded}}
+        (lora / "manifest.json").write_text(json.dumps(manifest))
+    refuse(lora, rf"'{SMOLLM2.hub_id}' is no path on this machine")
+    refuse(lora, rf"'{SMOLLM2.hub_id}' is no path on this machine", base=SMOLLM2.hub_id)
 
 
 def test_missing_base_is_refused(lora: Path) -> None:

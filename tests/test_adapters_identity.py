@@ -17,6 +17,7 @@ from tiny_checkpoints import (
     edit_json,
     read_tensors,
     save_checkpoint,
+    save_shards,
     save_tokenizer,
     write_tensors,
 )
@@ -207,6 +208,45 @@ def test_endpoints_and_recorded_answers_have_no_files_to_verify(folder: Path) ->
     gone = {"folder": "http://127.0.0.1:1/v1", "weights_sha256": "0"}
     for form in (Form.ENDPOINT, Form.RECORDED):
         verify_unchanged(prepared(folder).model_copy(update={**gone, "form": form}))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_changed_configuration_is_noticed(folder: Path, file: str) -> None:
+    found = prepared(folder)
+    edit_json(folder / file, transformers_version="1", use_cache=False)
+    verify_unchanged(found)
+    edit_json(folder / file, rms_norm_eps=1e-5, eos_token="<|user|>")
+    with pytest.raises(CheckpointError, match=rf"'x': the configuration .* in {folder} changed"):
+        verify_unchanged(found)
+
+
+def test_second_copy_of_the_weights_beside_an_index_is_not_loaded(
+    tmp_path: Path, pristine: Path
+) -> None:
+    shards = save_shards(tmp_path / "shards", pristine)
+    found = prepared(shards)
+    shutil.copy(pristine / MODEL, shards / "consolidated.safetensors")
+    verify_unchanged(found)
+    assert prepared(shards).weights_sha256 == found.weights_sha256
+
+
+# Engines that can be shared.
+
+
+def test_architecture_of_a_model_of_several_parts_is_that_of_its_text_too(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    def key(name: str, **text: Any) -> str:
+        changes = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+        held = {"model_type": "gemma3_text", "vocab_size": VOCABULARY} | text
+        parts = {"text_config": held, "vision_config": {"hidden_size": 32}}
+        folder = save_checkpoint(tmp_path / name, tokenizer_folder, **changes, **parts)
+        return architecture_key(folder)
+
+    small = key("small", hidden_size=32)
+    assert small == key("again", hidden_size=32, use_cache=False)
+    assert small != key("wide", hidden_size=64)
+    assert small != key("stretched", hidden_size=32, rms_norm_eps=1e-3)
 
 
 # Finite weights.

@@ -315,3 +315,35 @@ def test_unmerged_adapter_that_ends_texts_otherwise_is_refused(lora: Path) -> No
     edit_json(lora / "tokenizer_config.json", eos_token="<|user|>")
     with pytest.raises(CheckpointError, match=r"end of text of its own \(<\|user\|>.*merge=false"):
         prepared(lora, merge=False)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_merge_into_quantised_weights_is_refused(
+    lora: Path, base: Path, tmp_path: Path, dtype: str
+) -> None:
+    import torch
+
+    coded = Path(shutil.copytree(base, tmp_path / "coded"))
+    values = read_tensors(coded / "model.safetensors")
+    name = next(n for n in values if n.endswith("q_proj.weight"))
+    values[name] = values[name].to(getattr(torch, dtype))
+    write_tensors(values, coded / "model.safetensors")
+    refuse(lora, rf"holds {name} as .*quantised weights.*merge=false", base=str(coded))
+    assert prepared(lora, base=str(coded), merge=False).lora
+
+
+def test_full_disk_is_named_as_the_caches(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from safetensors import SafetensorError
+
+    from harness.adapters import peft_lora
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, SafetensorError("I/O error: No space left on device")):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(peft_lora, "_merge_file", fail)
+        refuse(lora, r"merged/\w+ cannot be written: .*No space left.*set TBPO_CACHE")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from suite_records import make_loadable
-from tiny_checkpoints import TEMPLATE, save_llama, save_tokenizer
+from tiny_checkpoints import TEMPLATE, save_checkpoint, save_llama, save_tokenizer
 
 from harness.adapters import prepare
 from harness.canary import (
@@ -191,18 +191,25 @@ def test_independent_reading_is_the_models_own(tmp_path: Path, tokenizer_folder:
     assert remembered_reading(checkpoint, sequences) == found
 
 
-def test_remembered_reading_belongs_to_weights_and_tokens(
+def test_remembered_reading_belongs_to_weights_configuration_and_tokens(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     class Model:
         def token_logprobs(self, items: Sequence[Any]) -> Any:
             return ((item.key, [-1.0] * len(item.answer)) for item in items)
 
-    first = make_loadable("a", tokenizer_folder)
+    def held(name: str, **config: Any) -> Loadable:
+        folder = save_checkpoint(tmp_path / name, tokenizer_folder, seed=len(name), **config)
+        return prepare(CheckpointSpec(name=name, source=str(folder)))
+
+    first = held("a")
     sequences = canary_sequences(first)
     take_reading(first, sequences, Model())  # type: ignore[arg-type]
     assert remembered_reading(first, sequences) is not None
-    assert remembered_reading(make_loadable("b", tokenizer_folder), sequences) is None
+    assert remembered_reading(held("bb"), sequences) is None
+    stretched = held("c", rope_theta=5e5)
+    assert stretched.weights_sha256 == first.weights_sha256
+    assert remembered_reading(stretched, sequences) is None
     save_tokenizer(tmp_path / "other", TEMPLATE.replace("eos_token", "bos_token"))
     others = canary_sequences(make_loadable("a", tmp_path / "other"))
     assert remembered_reading(first, others) is None

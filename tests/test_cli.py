@@ -19,12 +19,12 @@ from stability_records import log_rows, write_log, write_seeds
 from suite_records import NAMES, write_suite
 
 from harness import pipeline
-from harness.cli import parse_checkpoint
+from harness.cli import build_config, parse_checkpoint
 from harness.errors import InputError
 from harness.files import packaged
 from harness.groups import EngineGroup
 from harness.store import GENERATIONS, SCORES, open_run
-from harness.types import Status, SuiteExample
+from harness.types import CheckpointSpec, Status, SuiteExample
 
 HEAVY = ("torch", "transformers", "vllm", "pandas", "matplotlib", "pydantic", "numpy")
 
@@ -89,6 +89,25 @@ def test_options_override_the_config_file(given: Path, tmp_path: Path, tbpo: Tbp
     assert manifest["suites"][0]["examples"] == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "expected"),
+    [
+        ("engine: transformers", {}, {"name": "transformers"}),
+        ("engine: vllm\ndeterministic: true", {}, {"name": "vllm", "deterministic": True}),
+        ("engine: {chunk: 9}", {"name": "vllm"}, {"chunk": 9, "name": "vllm"}),
+        ("engine: vllm", {"name": "transformers"}, {"name": "transformers"}),
+        ("engine:\nendpoint:", {}, {}),
+    ],
+)
+def test_engine_in_a_config_file_is_a_name_or_settings(
+    tmp_path: Path, text: str, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"checkpoints: [{{name: a, source: b}}]\nsuites: [hh]\noutput: o\n{text}\n")
+    config = build_config(file, {"engine": given, "endpoint": {}})
+    assert (config.engine, config.endpoint) == (expected, {})
+
+
 # What is refused.
 
 
@@ -106,6 +125,8 @@ def test_unknown_suite(given: Path, tmp_path: Path, tbpo: Tbpo) -> None:
         ("suites: [mini\n", "run.yaml is not valid YAML"),
         ("- mini\n", "must hold a mapping"),
         ("seed: x\n", "seed: "),
+        ("engine: [vllm]\n", "run.yaml: engine: expected a mapping of settings or a name, found"),
+        ("endpoint: fast\n", "run.yaml: endpoint: expected a mapping of settings, found str"),
     ],
 )
 def test_wrong_config_file(
@@ -211,6 +232,15 @@ def test_wrong_checkpoint(given: Path, tmp_path: Path, tbpo: Tbpo, text: str, me
     [
         (["run", "--limit", "0"], "--limit"),
         (["run", "--sed", "1"], "--sed"),
+        (
+            ["run", "--engine-set", "quantization=@x"],
+            "--engine-set 'quantization=@x': the value is",
+        ),
+        (
+            ["run", "--endpoint-set", "attempts=["],
+            "put quotes around it: --endpoint-set 'attempts=",
+        ),
+        (["run", "--engine-set", "quantization=2020-13-01"], "the value is not YAML"),
         (["comparee"], "comparee"),
         (["gate", "dpo"], "--baseline"),
         (["compare", "nowhere"], "nowhere holds no run"),
@@ -231,6 +261,36 @@ def test_wrong_words(
     if words[0] == "train":
         words += ["--base", str(given / "base")]
     refused(tbpo(*words), message)
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "form"),
+    [
+        ("base", "base=/models/sft", "hf_folder"),
+        ("base", "merge=false", "hf_folder"),
+        ("base", "allow_unchanged=true", "hf_folder"),
+        ("base", "model=m", "hf_folder"),
+        ("base", "api_key_env=KEY", "hf_folder"),
+        ("x.gguf", "base=/models/sft", "gguf"),
+        ("x.pt", "merge=false", "policy_archive"),
+        ("lora", "model=m", "peft_lora"),
+        ("x.jsonl", "dtype=float32", "recorded"),
+        ("x.jsonl", "chat_template=own", "recorded"),
+        ("http://127.0.0.1:9/v1", "chat_template=own", "endpoint"),
+        ("http://127.0.0.1:9/v1", "dtype=float32", "endpoint"),
+    ],
+)
+def test_field_that_a_form_cannot_keep_is_refused(
+    given: Path, tmp_path: Path, tbpo: Tbpo, source: str, said: str, form: str
+) -> None:
+    (tmp_path / "lora").mkdir()
+    for name in ("x.gguf", "x.pt", "x.jsonl", "lora/adapter_config.json"):
+        (tmp_path / name).touch()
+    place = source if "//" in source else (given if source == "base" else tmp_path) / source
+    words = run_arguments(given, tmp_path / "run")
+    found = tbpo(*words, "--checkpoint", f"x={place},{said}")
+    field = said.partition("=")[0]
+    refused(found, f"'x': {field}= cannot be kept: the checkpoint is of the form '{form}', and")
 
 
 def test_bad_record_is_named_by_file_and_line(tmp_path: Path, tbpo: Tbpo) -> None:
@@ -355,6 +415,9 @@ def test_version_and_help(tbpo: Tbpo) -> None:
     code, out, _ = tbpo("run", "-h")
     assert code == 0
     assert "NAME=SOURCE" in out
+    keys = re.search(r"Keys: ([^.]*)\.", " ".join(out.split()))
+    assert keys
+    assert set(keys[1].split(", ")) == CheckpointSpec.model_fields.keys() - {"name", "source"}
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -82,6 +82,7 @@ def test_training_head_is_not_counted_and_said_to_be_dropped(
     found = shown(tbpo, folder)
     assert found.parameters == shown(tbpo, pristine).parameters
     assert found.notes == ("would drop training-only tensors: baseline_head.0.weight",)
+    assert found.reworked
     assert not (cache_root() / "stripped").exists()
 
 
@@ -100,6 +101,34 @@ def test_lora_is_shown_without_a_merge(
     assert found.parameters == shown(tbpo, pristine).parameters
     assert any(f"would be merged into {pristine}" in note for note in found.notes)
     assert not (cache_root() / "merged").exists()
+    assert found.reworked
+
+
+def test_hash_that_a_run_would_not_record_is_said_to_be_of_the_files(
+    tbpo: Tbpo, pristine: Path, folder: Path, lora: Path
+) -> None:
+    values = read_tensors(folder / MODEL)
+    head = {"baseline_head.0.weight": values["model.norm.weight"].clone()}
+    write_tensors(values | head, folder / MODEL)
+    for source, reworked in ((pristine, False), (folder, True), (lora, True)):
+        found, ready = shown(tbpo, source), prepare(checkpoint(source))
+        assert found.reworked == reworked == (found.weights_sha256 != ready.weights_sha256)
+        assert ("(files as they lie" in tbpo("checkpoints", "inspect", source)[1]) == reworked
+
+
+def test_unmerged_lora_has_the_hash_that_a_run_records(lora: Path) -> None:
+    spec = checkpoint(lora, merge=False)
+    found = inspection.inspect(spec)
+    assert not found.reworked
+    assert found.weights_sha256 == prepare(spec).weights_sha256
+
+
+@pytest.mark.parametrize("option", ["--base", "--model"])
+def test_option_that_a_folder_cannot_keep_is_refused(
+    tbpo: Tbpo, pristine: Path, option: str
+) -> None:
+    found = tbpo("checkpoints", "inspect", pristine, option, pristine)
+    refused(found, f"{option[2:]}= cannot be kept: the checkpoint is of the form 'hf_folder'")
 
 
 def test_loras_own_template_and_tokenizer_are_shown(

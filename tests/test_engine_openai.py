@@ -97,7 +97,7 @@ def test_the_only_model_is_taken_and_known_by_its_address(server: StandIn) -> No
     ("change", "same"),
     [
         ({"created": 99}, True),
-        ({"owned_by": "vllm"}, True),
+        ({"owned_by": "someone"}, True),
         ({"root": "other"}, False),
         ({"max_model_len": 64}, False),
         ({"id": "renamed"}, False),
@@ -198,13 +198,37 @@ def test_the_usual_variable_is_read_unless_another_is_named(
         Endpoint().prepare(spec(server, api_key_env="MY_KEY"))
 
 
-def test_vllm_tells_its_version(server: StandIn) -> None:
-    assert engine(server).identity["server"] is None
+def test_vllm_tells_its_version_and_another_version_is_another_checkpoint(server: StandIn) -> None:
     server.models[0] |= {"owned_by": "vllm"}
-    held = engine(server)
-    assert held.identity["server"] == "vllm 9.9"
-    assert held.identity["url"] == server.url
-    assert held.identity["model"] == MODEL
+    before = Endpoint().prepare(spec(server))
+    assert before.notes[0].endswith("of vllm 9.9")
+    assert Endpoint().prepare(spec(server)).weights_sha256 == before.weights_sha256
+    server.version = "10.0"
+    after = Endpoint().prepare(spec(server))
+    assert after.notes[0].endswith("of vllm 10.0")
+    assert after.weights_sha256 != before.weights_sha256
+    with pytest.raises(EngineError, match="by another version of the server"):
+        OpenAIEngine(QUICK).load(before)
+
+
+def test_a_version_is_asked_of_vllm_alone_and_again_before_it_counts_as_untold(
+    server: StandIn,
+) -> None:
+    plain = Endpoint().prepare(spec(server))
+    assert "/version" not in server.paths
+    server.models[0] |= {"owned_by": "vllm"}
+    server.status["/version"] = 404
+    untold = Endpoint().prepare(spec(server))
+    assert untold.notes[0].endswith("of vllm")
+    assert untold.weights_sha256 == plain.weights_sha256
+    assert server.paths.count("/version") == 1
+    server.status["/version"] = 503
+    assert Endpoint().prepare(spec(server)).weights_sha256 == plain.weights_sha256
+    assert server.paths.count("/version") == 4
+
+
+def test_what_the_engine_is_does_not_depend_on_what_it_holds(server: StandIn) -> None:
+    assert engine(server).identity == OpenAIEngine(QUICK).identity
 
 
 # What is asked and read
@@ -310,13 +334,58 @@ def test_a_server_that_refuses_logprobs_is_asked_without_and_it_is_said_once(
     assert reply.statistics.logprobs
 
 
-@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", None])
-def test_another_end_of_an_answer_is_a_failure(server: StandIn, reason: str | None) -> None:
-    server.change = lambda reply: reply["choices"][0].update(finish_reason=reason)
+@pytest.mark.parametrize("content", ["half", None])
+@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "function_call"])
+def test_an_end_without_an_answer_is_a_final_failure(
+    server: StandIn, reason: str, content: str | None
+) -> None:
+    ended = {"finish_reason": reason, "message": {"content": content}}
+    server.change = lambda reply: reply["choices"][0].update(ended)
     reply = only(engine(server).generate([asked("a")]))
     assert isinstance(reply, Failure)
-    assert str(reason) in reply.reason
+    assert reason in reply.reason
     assert reply.final
+    assert server.asked.total() == 1
+
+
+@pytest.mark.parametrize("reason", [None, "abort", "error"])
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(
+    server: StandIn, reason: str | None
+) -> None:
+    left = iter([reason, reason])
+    server.change = lambda reply: reply["choices"][0].update(finish_reason=next(left, "stop"))
+    assert isinstance(only(engine(server).generate([asked("a")])), Completion)
+    assert server.asked.total() == 3
+
+
+def test_a_server_that_only_breaks_off_leaves_nothing_final(server: StandIn) -> None:
+    server.change = lambda reply: reply["choices"][0].update(finish_reason="abort")
+    held = engine(server, QUICK.model_copy(update={"attempts": 2}))
+    reply = only(held.generate([asked("a")]))
+    assert isinstance(reply, Failure)
+    assert not reply.final
+    assert "2 x unusable body; last: the server ended the answer with 'abort'" in reply.reason
+    assert server.asked.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "message", "text"),
+    [
+        ("length", {"content": None}, ""),
+        ("length", {"content": None, "reasoning_content": "Hm, let me"}, ""),
+        ("stop", {"content": ""}, ""),
+        ("stop", {"content": None, "refusal": "I cannot help."}, "I cannot help."),
+        ("stop", {"content": "", "refusal": "I cannot help."}, "I cannot help."),
+        ("stop", {"content": "Yes.", "refusal": None}, "Yes."),
+    ],
+)
+def test_an_answer_without_content_is_empty_or_the_refusal(
+    server: StandIn, ended: str, message: dict[str, Any], text: str
+) -> None:
+    server.change = lambda r: r["choices"][0].update(finish_reason=ended, message=message)
+    reply = only(engine(server).generate([asked("a")]))
+    assert isinstance(reply, Completion)
+    assert (reply.text, reply.finish_reason) == (text, FinishReason(ended))
     assert server.asked.total() == 1
 
 
@@ -335,7 +404,12 @@ def test_length_is_an_end(server: StandIn) -> None:
         (b"[]", "object"),
         (b'{"choices": []}', "choices: "),
         (b'{"choices": [{"finish_reason": "stop"}]}', "choices.0.message"),
-        (b'{"choices": [{"message": {"content": null}}]}', "choices.0.message.content"),
+        (b'{"choices": [{"message": {}, "finish_reason": "stop"}]}', "message.content"),
+        (
+            b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}',
+            "choices.0.message.content: null",
+        ),
+        (b'{"choices": [{"message": {"content": "a"}}]}', "ended the answer with 'None'"),
     ],
 )
 def test_bodies_that_hold_no_answer(body: bytes, problem: str) -> None:

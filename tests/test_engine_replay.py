@@ -131,7 +131,48 @@ def test_the_kth_sample_is_the_kth_recorded(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a", rows)
     for name in ("a", "other"):
         assert [text(path, name, chat("Hi"), k) for k in (0, 1)] == ["x", "y"]
-    assert reason(path, "a", chat("Hi"), 2) == "sample 2 is asked (from 0), the file has 2"
+    why = "sample 2 (from 0) is not among the 2 of the file"
+    assert reason(path, "a", chat("Hi"), 2) == why
+
+
+def test_a_gap_among_the_samples_shifts_none(tmp_path: Path) -> None:
+    rows = [
+        {"id": i, "prompt": q, "output": f"{q} {k}", "sample": k}
+        for i, q in enumerate(QUESTIONS)
+        for k in range(3)
+    ]
+    path = write_jsonl(tmp_path / "a", [rows[0], *rows[4:]])
+    for name in ("1", "other"):
+        assert "sample 0 (from 0)" in reason(path, name, chat(QUESTIONS[1]), 0)
+        found = [text(path, name, chat(QUESTIONS[1]), k) for k in (1, 2)]
+        assert found == [f"{QUESTIONS[1]} 1", f"{QUESTIONS[1]} 2"]
+
+
+def test_samples_under_ids_of_their_own_are_taken_by_place(tmp_path: Path) -> None:
+    rows = [{"id": f"row {k}", "prompt": "Hi", "output": f"{k}"} for k in range(3)]
+    path = write_jsonl(tmp_path / "a", rows)
+    assert [text(path, "own", chat("Hi"), k) for k in range(3)] == ["0", "1", "2"]
+    assert "not among the 3" in reason(path, "own", chat("Hi"), 3)
+
+
+@pytest.mark.parametrize("ids", [{}, {"id": "q"}])
+def test_one_question_under_several_system_messages_is_several_prompts(
+    tmp_path: Path, ids: dict[str, str]
+) -> None:
+    def under(system: str) -> Chat:
+        return (Message(role=Role.SYSTEM, content=system), *chat("Hi"))
+
+    def row(messages: Chat, answer: str) -> dict[str, Any]:
+        return ids | {"messages": [m.model_dump(mode="json") for m in messages], "output": answer}
+
+    said = [row(under("Be kind."), "dear"), row(under("Be rude."), "what")]
+    path = write_jsonl(tmp_path / "a", said)
+    assert text(path, "q", under("Be rude.")) == "what"
+    assert text(path, "q", under("Be kind.")) == "dear"
+    assert "under several system messages" in reason(path, "q", chat("Hi"))
+    path = write_jsonl(tmp_path / "b", [*said, row(chat("Hi"), "bare")])
+    assert text(path, "q", chat("Hi")) == "bare"
+    assert text(path, "q", under("Be rude.")) == "what"
 
 
 def test_a_null_answer_is_a_failure_and_an_empty_one_is_not(tmp_path: Path) -> None:

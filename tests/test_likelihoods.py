@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from metric_records import answer
 from run_records import make_examples
 from suite_records import make_loadable, make_suite
-from tiny_checkpoints import save_llama, save_sentencepiece
+from tiny_checkpoints import CONFIG, save_llama, save_sentencepiece
 
 from harness.engines.reference import Continuation, Divergence, ReferenceModel
 from harness.errors import InputError
@@ -51,6 +52,7 @@ def with_answers() -> list[Example]:
 
 def test_what_is_scored_is_what_training_reads(tmp_path: Path) -> None:
     save_sentencepiece(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     checkpoint, suite = make_loadable("dpo", tmp_path), make_suite("own", with_answers())
     model: Any = CountingModel()
     scores = raw_scores(checkpoint, suite, render_suite(checkpoint, suite), model)
@@ -73,6 +75,7 @@ def test_what_is_scored_is_what_training_reads(tmp_path: Path) -> None:
 
 def test_example_without_an_answer_is_named(tmp_path: Path) -> None:
     save_sentencepiece(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     checkpoint, suite = make_loadable("dpo", tmp_path), make_suite("own", make_examples(1))
     model: Any = CountingModel()
     with pytest.raises(InputError, match="'e00' lacks an answer"):
@@ -107,6 +110,13 @@ def test_preference_scores_or_why_they_are_missing() -> None:
     assert table(preference_table(DPO, BASE, SUITE, SUMS)) == {
         "preference_accuracy": (1.0, None),
         "preference_margin": (1.0, None),
+        "likelihood_accuracy": (1.0, None),
+    }
+    retold = DPO.model_copy(update={"template_sha256": "other"})
+    other = "its chat template differs from that of the base 'base'"
+    assert table(preference_table(retold, BASE, SUITE, SUMS)) == {
+        "preference_accuracy": (None, other),
+        "preference_margin": (None, other),
         "likelihood_accuracy": (1.0, None),
     }
     other = "its tokenizer differs from that of the base 'base'"
@@ -157,6 +167,9 @@ def test_no_divergence_from_a_base_that_is_unlike(checkpoint: Loadable) -> None:
 def test_the_base_has_no_divergence_from_itself_and_needs_no_model() -> None:
     scores = kl_scores(BASE, BASE, PROMPTS, first_samples(checkpoint="base"), refused)
     assert [(s.value, s.reason) for s in scores] == [(0.0, None)] * 4
+    stretched = BASE.model_copy(update={"architecture": "longer rope"})
+    with pytest.raises(AssertionError, match="must not be loaded"):
+        kl_scores(stretched, BASE, PROMPTS, first_samples(checkpoint="base"), refused)
 
 
 def test_answers_without_token_ids_are_missing_alone() -> None:

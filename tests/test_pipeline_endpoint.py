@@ -145,6 +145,53 @@ def test_server_that_went_down_is_asked_only_for_the_rest(
     assert read_run(output).manifest.status == Status.COMPLETE
 
 
+def test_server_that_answers_nothing_stops_the_run(
+    given: Path, tmp_path: Path, server: StandIn
+) -> None:
+    server.plan = down_after(0)
+    with pytest.raises(EngineError, match=r"'served' answered nothing: own/e\d/\d: no usable"):
+        run(config_of(given, tmp_path / "run", server, **HASTY))
+
+
+def test_answers_that_came_before_the_key_was_refused_are_kept(
+    given: Path, tmp_path: Path, server: StandIn
+) -> None:
+    output, came = tmp_path / "run", 5
+    server.plan = lambda: None
+    chat = "/v1/chat/completions"
+
+    def refuse_the_next(_: object) -> None:
+        if server.asked.total() == came:
+            server.status[chat] = 401
+
+    server.change = refuse_the_next
+    with pytest.raises(EngineError, match="HTTP 401"):
+        run(config_of(given, output, server, **PATIENT | {"concurrency": 1}))
+    assert len(served(output)) == came
+    del server.status[chat]
+    server.bodies.clear()
+    server.change = lambda _: None
+    run(config_of(given, output, server))
+    assert len({body["seed"] for body in server.bodies}) == ASKED - came
+
+
+def test_server_that_was_upgraded_makes_another_run(
+    given: Path, tmp_path: Path, server: StandIn
+) -> None:
+    output = tmp_path / "run"
+    server.models[0]["owned_by"] = "vllm"
+    server.plan = down_after(5)
+    with pytest.raises(EngineError, match="answers are missing"):
+        run(config_of(given, output, server, **HASTY))
+    server.plan, server.version = seeded(2, 0.3), "10.0"
+    with pytest.raises(RunFolderError, match="They differ in: checkpoints"):
+        run(config_of(given, output, server))
+    assert len(served(output)) == 5
+    server.version = "9.9"
+    run(config_of(given, output, server))
+    assert len(served(output)) == ASKED
+
+
 def test_run_killed_while_the_server_answers_asks_for_the_rest(
     given: Path, tmp_path: Path, server: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from command_records import Tbpo, refused
+from fake_engine import FakeEngine
 from form_runs import fake_weights, forbid_models, run_words, write_ifeval_suite
 from recorded_files import (
     ANSWERS,
@@ -28,7 +29,7 @@ from recorded_files import (
     write_jsonl,
 )
 from stability_records import log_rows, write_log
-from suite_records import make_loadable
+from suite_records import EXAMPLES, make_loadable
 
 from harness.plan import _training_logs
 from harness.reading import compare_run
@@ -242,10 +243,25 @@ def test_file_that_answers_nothing_of_a_suite_stops_the_run(tmp_path: Path, tbpo
     files = {"a": write_jsonl(tmp_path / "a.jsonl", rows_of(ifeval, "a"))}
     strange = [{"prompt": "Else?", "response": "x"}]
     files["b"] = write_jsonl(tmp_path / "b.jsonl", strange)
-    code, _, err = tbpo(*run_words(files, tmp_path / "run", suite))
-    assert code == 4
-    assert "'b' answered nothing: ifeval_full/1000/0: the file has no answer" in err
-    assert read_run(tmp_path / "run").manifest.status == Status.RUNNING
+    words = run_words(files, tmp_path / "run", suite)
+    refused(tbpo(*words), f"'b': {files['b']} answers no prompt of suite ifeval_full (first: ")
+    assert "by the example's id, or by the prompt's text" in tbpo(*words)[2]
+    assert not (tmp_path / "run").exists()
+
+
+def test_file_that_answers_nothing_stops_the_run_before_others_are_asked(
+    given: Path, tmp_path: Path, tbpo: Tbpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_weights(monkeypatch)
+    null = [{"id": f"e{i}", "output": None} for i in range(EXAMPLES)]
+    files: dict[str, Path | str] = {"base": given / "base"}
+    files["silent"] = write_jsonl(tmp_path / "silent.jsonl", null)
+    words = run_words(files, tmp_path / "run", given / "own.yaml")
+    refused(tbpo(*words), "own/e0/0: the recorded answer is null")
+    assert FakeEngine.loads == []
+    assert not (tmp_path / "run").exists()
+    write_jsonl(Path(files["silent"]), [*null[1:], {"id": "e0", "output": "x"}])
+    assert tbpo(*words)[0] == 0
 
 
 # Files with holes.

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from suite_records import EXAMPLES, NAMES, SAMPLES, run_config, write_suite
+from suite_records import EXAMPLES, NAMES, SAMPLES, make_loadable, run_config, write_suite
 from tiny_checkpoints import save_checkpoint, save_sentencepiece
 
+from harness import groups
 from harness.engines import settings
 from harness.engines.settings import EngineSettings
 from harness.errors import InputError
-from harness.groups import default_engine, make_groups
+from harness.groups import default_engine, guarantees, make_groups
 from harness.plan import RunConfig, make_plan
 from harness.types import CheckpointSpec, Dtype, Form, Loadable, RunManifest, Status
 
@@ -97,6 +98,12 @@ def test_run_key_does_not_follow_a_checkpoints_place(
         ({"engine": {"chunk": 0}}, "engine: chunk: .*'0'"),
         ({"engine": {"kv_cache_gib": "big"}}, "engine: kv_cache_gib: .*'big'"),
         ({"max_model_len": 4096}, "--max-model-len 4096 is beyond the model's own limit of 2048"),
+        ({"engine": {"max_model_len": 4096}}, "4096 is beyond the model's own limit of 2048"),
+        ({"engine": {"max_model_len": "long"}}, "engine: max_model_len: .*'long'"),
+        (
+            {"engine": {"max_model_len": 512}, "max_model_len": 256},
+            "--max-model-len 256 and the engine's setting max_model_len=512 differ",
+        ),
     ],
 )
 def test_wrong_request_is_refused(
@@ -132,9 +139,9 @@ def test_checkpoints_of_another_shape_or_dtype_get_an_engine_of_their_own(
         *specs(given, name="exact", dtype=Dtype.FLOAT32),
     ]
     plan = make_plan(run_config(given, tmp_path / "run", checkpoints=made))
-    groups = [[c.spec.name for c in group.checkpoints] for group in plan.groups]
-    assert groups == [["a", "b"], ["wide"], ["exact"]]
-    assert [list(card.checkpoints) for card in plan.manifest.engines] == groups
+    found = [[c.spec.name for c in group.checkpoints] for group in plan.groups]
+    assert found == [["a", "b"], ["wide"], ["exact"]]
+    assert [list(card.checkpoints) for card in plan.manifest.engines] == found
 
 
 @pytest.mark.parametrize(
@@ -173,6 +180,64 @@ def test_engine_that_holds_no_weights_is_refused_for_them(
         make_plan(run_config(given, tmp_path / "run", engine={"name": name}))
 
 
+def test_context_as_an_engines_setting_is_that_of_the_option(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(settings, "total_memory_gib", lambda: 24.0)
+    monkeypatch.setattr(groups, "cache_bytes", lambda config, itemsize: 2**14)
+    ways: list[dict[str, Any]] = [
+        {"max_model_len": 2048, "engine": {}},
+        {"engine": {"max_model_len": 2048}},
+        {"max_model_len": 2048, "engine": {"max_model_len": 2048}},
+    ]
+    plans = [make_plan(run_config(given, tmp_path / "run", **way)) for way in ways]
+    found = [plan.groups[0].settings for plan in plans]
+    assert found[0] == found[1] == found[2]
+    assert isinstance(found[0], EngineSettings)
+    assert (found[0].max_model_len, found[0].kv_cache_gib) == (2048, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "sequences"),
+    [
+        ("vllm", True, 1),
+        ("vllm", False, 256),
+        ("transformers", True, 1),
+        ("transformers", False, 1),
+    ],
+)
+def test_manifest_of_a_deterministic_run_says_how_many_are_answered_together(
+    given: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    cpu: bool,
+    sequences: int,
+) -> None:
+    for module in (settings, groups):
+        monkeypatch.setattr(module, "is_cpu_build", lambda: cpu)
+    monkeypatch.setattr(settings, "_gpus", lambda: (1, 80.0))
+    wanted = {"name": name, "deterministic": True}
+    (engine,) = manifest(run_config(given, tmp_path / "run", engine=wanted)).engines
+    assert engine.identity["max_num_seqs"] == sequences
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_what_was_not_measured_is_promised_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    asked = EngineSettings(deterministic=deterministic)
+    monkeypatch.setattr(groups, "is_cpu_build", lambda: True)
+    measured = " ".join(guarantees(asked))
+    assert "gives the same text, token for token" in measured
+    assert "expected" not in measured
+    monkeypatch.setattr(groups, "is_cpu_build", lambda: False)
+    promises = [text for text in guarantees(asked) if not text.startswith("not guaranteed")]
+    assert len(promises) == 1 + deterministic
+    assert all("is expected" in text and "not measured" in text for text in promises)
+
+
 def test_transformers_is_given_one_gpu_of_many(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,3 +271,21 @@ def test_unknown_engine_or_endpoint_setting_lists_the_known(
     else:
         with pytest.raises(InputError, match=r"unknown engine 'vlm'.*vllm"):
             make_plan(config)
+
+
+@pytest.mark.parametrize(
+    ("engine", "endpoint", "message"),
+    [
+        ({"name": "vlm"}, {}, r"unknown engine 'vlm'.*vllm"),
+        ({"name": 3}, {}, "unknown engine '3'"),
+        ({"chunks": 3}, {}, "unknown engine setting 'chunks'"),
+        ({}, {"tries": 3}, "unknown endpoint setting 'tries'"),
+    ],
+)
+def test_words_are_checked_where_no_checkpoint_has_a_use_for_them(
+    engine: dict[str, Any], endpoint: dict[str, Any], message: str
+) -> None:
+    filed = make_loadable("filed").model_copy(update={"form": Form.RECORDED})
+    assert [group.engine for group in make_groups([filed], {"chunk": 3}, {}, None)] == ["replay"]
+    with pytest.raises(InputError, match=message):
+        make_groups([filed], engine, endpoint, None)

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 from run_records import make_examples
 from suite_records import make_loadable, make_suite
-from tiny_checkpoints import SPECIAL, TEMPLATE, save_sentencepiece, save_tokenizer
+from tiny_checkpoints import (
+    SPECIAL,
+    TEMPLATE,
+    save_checkpoint,
+    save_sentencepiece,
+    save_tokenizer,
+)
 
 from harness.errors import CheckpointError, InputError
 from harness.prompts import (
@@ -21,7 +27,7 @@ from harness.prompts import (
     render,
     render_suite,
 )
-from harness.types import Message, Role
+from harness.types import Loadable, Message, Role
 
 BOS, USER, ASSISTANT = (SPECIAL.index(t) for t in ("<s>", "<|user|>", "<|assistant|>"))
 HELLO = [Message(role=Role.USER, content="Hi")]
@@ -47,18 +53,35 @@ def test_all_turns_are_rendered(tokenizer_folder: Path) -> None:
     assert text == "<s><|system|>S</s><|user|>1</s><|assistant|>2</s><|user|>Hi</s><|assistant|>"
 
 
-def test_suite_is_rendered_by_example(tokenizer_folder: Path) -> None:
+def held(folder: Path, template: str = TEMPLATE) -> Loadable:
+    """Return a checkpoint below ``folder`` whose chat template is ``template``."""
+    save_tokenizer(folder / "tokenizer", template)
+    return make_loadable("sft", save_checkpoint(folder / "sft", folder / "tokenizer"))
+
+
+def test_suite_is_rendered_by_example(tmp_path: Path, tokenizer_folder: Path) -> None:
     examples = make_examples(3)
-    prompts = render_suite(make_loadable("sft", tokenizer_folder), make_suite("own", examples))
+    prompts = render_suite(held(tmp_path), make_suite("own", examples))
     assert list(prompts) == [e.id for e in examples]
     tokenizer = load_tokenizer(str(tokenizer_folder))
     assert "question 2" in tokenizer.decode(prompts["e02"])
 
 
 def test_doubled_bos_is_refused_and_the_prompt_named(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path, "<s>" + TEMPLATE)
-    with pytest.raises(CheckpointError, match=r"checkpoint 'sft', own/e00: .*doubled BOS"):
-        render_suite(make_loadable("sft", tmp_path), ONE)
+    checkpoint = held(tmp_path, "<s>" + TEMPLATE)
+    with pytest.raises(CheckpointError, match=r"checkpoint 'sft', own/e00: .*doubled BOS") as found:
+        render_suite(checkpoint, ONE)
+    assert f"('<s>', id {BOS})" in str(found.value)
+    assert "Take one out of the chat template, or out of the message" in str(found.value)
+    assert "add_bos_token" not in str(found.value)
+
+
+def test_bos_that_a_message_opens_with_is_doubled_by_the_templates(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, "<s>{{ messages[0]['content'] }}")
+    tokenizer = load_tokenizer(str(tmp_path))
+    ids = render(tokenizer, [Message(role=Role.USER, content="<s>Hi")])
+    with pytest.raises(CheckpointError, match=r"here: .*doubled BOS"):
+        check_bos(tokenizer, ids, "here")
 
 
 def test_bos_inside_a_prompt_is_no_doubled_one(tokenizer_folder: Path) -> None:
@@ -69,9 +92,9 @@ def test_bos_inside_a_prompt_is_no_doubled_one(tokenizer_folder: Path) -> None:
 
 
 def test_template_that_refuses_a_chat_is_named(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path, "{{ raise_exception('no system turn') }}")
-    with pytest.raises(CheckpointError, match=r"'sft', own/e00: .*template failed: no system turn"):
-        render_suite(make_loadable("sft", tmp_path), ONE)
+    checkpoint = held(tmp_path, "{{ raise_exception('no system turn') }}")
+    with pytest.raises(CheckpointError, match=r"'sft', own/e00: .*template.* failed: no system"):
+        render_suite(checkpoint, ONE)
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": "1.0"}', "\x00"])
@@ -134,13 +157,29 @@ def test_answer_of_a_byte_level_tokenizer_is_the_same_alone(tokenizer_folder: Pa
     assert found == [alone(tokenizer, answer) for answer in ANSWERS]
 
 
-def test_prompts_too_long_are_named_and_counted() -> None:
-    asked = make_suite("own", make_examples(5), max_tokens=8)
+@pytest.mark.parametrize(
+    ("answer", "allowed", "message"),
+    [
+        (8, 19, r"4 prompts are longer than 11 tokens \(first: e01, e02, e03\)\. Raise .* to 23\."),
+        (8, 7, r"its answers alone may take 8 tokens, beyond the 7 allowed\. Raise .* to 23\."),
+        (
+            2034,
+            2048,
+            r"1 prompts are .* does not fit this model: it needs 2049 tokens, .* is 2048\.",
+        ),
+        (3000, 2048, r"its answers alone may .* does not fit this model: it needs 3015 tokens"),
+    ],
+)
+def test_prompts_too_long_are_named_and_counted(
+    tmp_path: Path, answer: int, allowed: int, message: str
+) -> None:
+    checkpoint = held(tmp_path)
+    asked = make_suite("own", make_examples(5), max_tokens=answer)
     prompts = {f"e{i:02d}": tuple(range(11 + i)) for i in range(5)}
-    check_lengths(prompts, asked, max_model_len=23)
-    message = r"own: 4 prompts are longer than 11 tokens \(first: e01, e02, e03\)\. Raise .* to 23"
-    with pytest.raises(InputError, match=message):
-        check_lengths(prompts, asked, max_model_len=19)
+    check_lengths(prompts, asked, checkpoint, max_model_len=answer + 15)
+    with pytest.raises(InputError, match=f"checkpoint 'sft', suite own: {message}") as found:
+        check_lengths(prompts, asked, checkpoint, max_model_len=allowed)
+    assert "does not fit" not in message or "Raise" not in str(found.value)
 
 
 def test_template_that_was_set_takes_the_place_of_the_folders(tokenizer_folder: Path) -> None:
@@ -150,3 +189,18 @@ def test_template_that_was_set_takes_the_place_of_the_folders(tokenizer_folder: 
         "<s><|user|>Hi</s><|assistant|>"
     )
     assert checkpoint_tokenizer(other).decode(render(checkpoint_tokenizer(other), HELLO)) == "Hi!"
+
+
+def test_templates_that_write_the_date_are_given_one_and_the_same(tmp_path: Path) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}|{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    save_tokenizer(tmp_path, dated)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.decode(render(tokenizer, HELLO)) == "26 Jul 2024|Hi"
+
+
+def test_template_that_fails_is_named_wherever_it_is_asked(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, "{{ raise_exception('no system turn') }}")
+    tokenizer = load_tokenizer(str(tmp_path))
+    for ask in (render, lambda t, messages: answer_ids(t, messages, ["x"])):
+        with pytest.raises(CheckpointError, match=r"template of .* failed: no system turn"):
+            ask(tokenizer, HELLO)

@@ -143,6 +143,15 @@ def test_one_id_with_two_prompts_makes_no_samples(tmp_path: Path) -> None:
     assert [a.sample for a in read_recorded(write_jsonl(tmp_path / "a", rows))] == [0, 0]
 
 
+def test_other_system_messages_make_no_samples(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": s}, {"role": "user", "content": "Hi"}]}
+        for s in ("Be kind.", "Be rude.")
+    ]
+    path = write_jsonl(tmp_path / "a", [row | {"output": "x"} for row in rows])
+    assert [a.sample for a in read_recorded(path)] == [0, 0]
+
+
 def test_sample_numbers_of_the_file_are_kept_and_may_not_repeat(tmp_path: Path) -> None:
     rows = [{"id": "a", "answer": "x", "sample": n} for n in (3, 1)]
     assert [a.sample for a in read_recorded(write_csv(tmp_path / "a", rows))] == [3, 1]

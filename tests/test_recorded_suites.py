@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from recorded_files import (
+    ANSWERS,
     QUESTIONS,
     alpaca_eval,
     both,
@@ -20,6 +21,7 @@ from recorded_files import (
     mt_bench_question,
     plain,
     recorded,
+    user,
     write_jsonl,
 )
 from suite_records import make_loadable
@@ -83,6 +85,41 @@ def test_one_id_for_two_prompts_does_not_mix_them(tmp_path: Path) -> None:
     assert len({e.id for e in suite.examples}) == 3
     assert replayed(suite, checkpoints[0]) == ["0", "1", None]
     assert replayed(suite, checkpoints[1]) == [None, None, "e"]
+
+
+def under(system: str, question: str) -> list[dict[str, str]]:
+    turns = [{"role": "system", "content": system}, user(question)]
+    return turns if system else turns[1:]
+
+
+def test_one_question_under_several_system_messages_is_several_examples(tmp_path: Path) -> None:
+    systems = ("Be kind.", "Be rude.", "")
+    rows = [
+        {"id": i, "messages": under(s, q), "output": f"{s} {i}"}
+        for s in systems
+        for i, q in enumerate(QUESTIONS)
+    ]
+    checkpoint = recorded(write_jsonl(tmp_path / "a", rows))
+    suite = recorded_suite([checkpoint])
+    assert len({e.id for e in suite.examples}) == len(rows) == 6
+    assert [e.id for e in suite.examples][:2] == ["0", "1"]
+    assert suite.spec.sampling.samples == 1
+    assert replayed(suite, checkpoint) == [row["output"] for row in rows]
+
+
+@pytest.mark.parametrize("silent_first", [True, False])
+def test_a_file_without_system_messages_joins_the_prompts_of_one_with(
+    tmp_path: Path, silent_first: bool
+) -> None:
+    bare = [row | {"reference": "r"} for row in both(plain)]
+    silent = recorded(write_jsonl(tmp_path / "a", bare), "a")
+    said = [{"messages": under("Be kind.", q), "output": "dear"} for q in QUESTIONS]
+    other = recorded(write_jsonl(tmp_path / "b", said), "b")
+    suite = recorded_suite([silent, other] if silent_first else [other, silent])
+    assert len(suite.examples) == len(QUESTIONS)
+    assert {e.reference for e in suite.examples} == {"r"}
+    assert replayed(suite, silent) == list(ANSWERS)
+    assert replayed(suite, other) == ["dear"] * 2
 
 
 def test_both_turns_of_mt_bench_are_examples(tmp_path: Path) -> None:

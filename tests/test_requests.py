@@ -105,6 +105,7 @@ def test_identity_of_a_request_follows_everything_that_decides_the_answer() -> N
         (dpo, request, "e"),
         (dpo.model_copy(update={"weights_sha256": "other"}), request, "e"),
         (dpo.model_copy(update={"template_sha256": "other"}), request, "e"),
+        (dpo.model_copy(update={"architecture": "longer rope"}), request, "e"),
         (make_loadable("dpo", dtype=Dtype.FLOAT32), request, "e"),
         (dpo, request.model_copy(update={"prompt": (1, 3)}), "e"),
         (dpo, chat, "e"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from run_records import (
     suite_card,
 )
 
+from harness import store
 from harness.errors import DataError, RunFolderError
 from harness.store import (
     EXAMPLES,
@@ -327,6 +329,36 @@ def test_manifest_of_another_version_is_named(tmp_path: Path) -> None:
         _ = read_run(folder.path).manifest
 
 
+@pytest.mark.parametrize("stage", ["look", "lock", "write", "repair"])
+def test_what_the_system_refuses_is_said_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    real = Path.open
+    places = {"look": (os, "listdir"), "write": (store, "write_atomic")}
+    if stage in places:
+        monkeypatch.setattr(*places[stage], refuse)
+    elif stage == "repair":
+        monkeypatch.setattr(RunFolder, "repair", refuse)
+    else:
+        monkeypatch.setattr(
+            Path, "open", lambda p, *a, **k: refuse() if p.name == LOCK else real(p, *a, **k)
+        )
+    verb = "read" if stage == "look" else "written"
+    with (
+        pytest.raises(RunFolderError, match=rf"cannot be {verb}: Permission denied; .*--output"),
+        open_run(tmp_path, manifest(), EXAMPLE_ROWS),
+    ):
+        pass
+
+
+def test_error_of_the_run_itself_is_not_blamed_on_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), open_run(tmp_path, manifest(), EXAMPLE_ROWS):
+        raise PermissionError
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
@@ -334,6 +366,11 @@ def test_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(RunFolderError, match="cannot be created"),
         open_run(closed / "run", manifest(), EXAMPLE_ROWS),
+    ):
+        pass
+    with (
+        pytest.raises(RunFolderError, match="cannot be written"),
+        open_run(closed, manifest(), EXAMPLE_ROWS),
     ):
         pass
     shutil.rmtree(closed)

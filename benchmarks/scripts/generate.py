@@ -1,10 +1,11 @@
 """One checkpoint's answers to one suite, as evaluation scripts have them.
 
-    generate.py MODEL PROMPTS ANSWERS [--eager]
+    generate.py MODEL PROMPTS ANSWERS DTYPE [--eager]
 
-vLLM stands as it comes, a setting apart without which it does not start on a CPU. PROMPTS is a JSON
-list of token ids and sampling parameters. ANSWERS becomes a JSON object: the answers, their tokens,
-and the seconds that ``LLM.generate`` took. With ``--eager`` vLLM is told not to compile the model.
+vLLM stands as it comes, but for its dtype (so that all sides compute the same) and a setting
+without which it does not start on a CPU. PROMPTS is a JSON list of token ids and sampling
+parameters. ANSWERS becomes a JSON object: the answers, their tokens, and the seconds that
+``LLM.generate`` took. With ``--eager`` vLLM is told not to compile the model.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ start. 1.5 GiB is what the harness takes; a larger cache takes longer to be made
 
 
 def main() -> None:
-    model, prompts, answers, *eager = sys.argv[1:]
+    model, prompts, answers, dtype, *eager = sys.argv[1:]
     rows = json.loads(Path(prompts).read_text(encoding="utf-8"))
     settings = CPU_CACHE if current_platform.is_cpu() else {}
-    llm = LLM(model=model, enforce_eager=bool(eager), **settings)
+    llm = LLM(model=model, dtype=dtype, enforce_eager=bool(eager), **settings)
     params = [SamplingParams(**row["sampling"]) for row in rows]
     started = time.perf_counter()
     outputs = llm.generate([TokensPrompt(prompt_token_ids=row["prompt"]) for row in rows], params)

@@ -34,6 +34,20 @@ BY_SUFFIX = {
 }
 
 
+ALWAYS = frozenset({"name", "source", "method", "adapter", "training_logs"})
+"""Fields of a checkpoint's spec that mean something for every form."""
+
+USED = {
+    "hf_folder": frozenset({"dtype", "chat_template"}),
+    "gguf": frozenset({"dtype", "chat_template"}),
+    "policy_archive": frozenset({"dtype", "chat_template", "base"}),
+    "peft_lora": frozenset({"dtype", "chat_template", "base", "merge", "allow_unchanged"}),
+    "endpoint": frozenset({"model", "api_key_env"}),
+    "recorded": frozenset({"model"}),
+}
+"""The other fields that each adapter of this package has a use for."""
+
+
 class Adapter(Protocol):
     """Turns a named checkpoint into something an engine can ask."""
 
@@ -159,6 +173,24 @@ def adapter_name(spec: CheckpointSpec, located: Located) -> str:
     return "recorded" if spec.source.startswith(RECORDED) else recognise(located.source)
 
 
+def check_used(spec: CheckpointSpec, adapter: str) -> None:
+    """Check that a checkpoint's form can keep all that the user asked of it.
+
+    An adapter of another package knows its own fields and is not looked at.
+
+    Raises:
+        CheckpointError: names the first field that would be ignored, and the forms that it is for.
+    """
+    kept = ALWAYS | USED.get(adapter, CheckpointSpec.model_fields.keys())
+    for name, field in CheckpointSpec.model_fields.items():
+        if name not in kept and getattr(spec, name) != field.get_default(call_default_factory=True):
+            forms = ", ".join(form for form, fields in USED.items() if name in fields)
+            raise CheckpointError(
+                f"'{spec.name}': {name}= cannot be kept: the checkpoint is of the form "
+                f"'{adapter}', and {name}= is for {forms}. Leave it out."
+            )
+
+
 def prepare(spec: CheckpointSpec) -> Loadable:
     """Return the checkpoint ready to be asked; the record keeps ``spec`` as the user wrote it.
 
@@ -166,7 +198,9 @@ def prepare(spec: CheckpointSpec) -> Loadable:
         CheckpointError: the checkpoint cannot be used; the message says why.
     """
     located = locate(spec.source)
-    adapter: Adapter = plugins.load("adapters", adapter_name(spec, located))()  # type: ignore[operator]
+    name = adapter_name(spec, located)
+    check_used(spec, name)
+    adapter: Adapter = plugins.load("adapters", name)()  # type: ignore[operator]
     loadable = adapter.prepare(spec.model_copy(update={"source": located.source}))
     notes = (*located.notes, *loadable.notes)
     return loadable.model_copy(update={"spec": spec, "notes": notes})

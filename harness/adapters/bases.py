@@ -26,23 +26,28 @@ class Base(NamedTuple):
         return BaseWeights(folder=str(self.folder), weights_sha256=weights_sha256(self.folder))
 
 
-def find_base(wanted: str, name: str, source: str) -> Base:
+def find_base(wanted: str, name: str, source: str, recorded: str | None = None) -> Base:
     """Return the base that ``wanted`` names: embedded, a folder, a GGUF file or a hub id.
 
-    The hub id of an embedded model stands for the embedded one, so that its adapters need no hub;
-    the notes say so.
+    The hub id of an embedded model stands for the embedded copy, whose weights were rounded to
+    four bits, only for an adapter that was trained on that copy: so it needs no hub.
 
     Args:
         wanted: what the user or the adapter's configuration says.
         name, source: of the checkpoint that needs the base, for messages.
+        recorded: weight hash of the base that an adapter says it was trained on.
 
     Raises:
         CheckpointError: it cannot be had, is incomplete, or is an adapter itself.
     """
     for model in MODELS.values():
-        if wanted in (model.hub_id, f"embedded:{model.name}"):
-            note = (f"base {wanted} taken from embedded:{model.name}",)
-            return Base(embedded_folder(model.name), note if wanted == model.hub_id else ())
+        if wanted == f"embedded:{model.name}":
+            return Base(embedded_folder(model.name))
+        if wanted == model.hub_id and recorded is not None:
+            folder = embedded_folder(model.name)
+            if weights_sha256(folder) == recorded:
+                note = f"base {wanted}: embedded:{model.name}, which the adapter was trained on"
+                return Base(folder, (note,))
     with reading(wanted):
         if hub.is_hub_id(wanted):
             snapshot = hub.fetch(wanted)

@@ -25,6 +25,9 @@ TIMEOUT_S = 20.0
 WAITS_S = (0.5, 1.0, 2.0)
 """Seconds before each new try to read ``GET /models``."""
 
+VLLM = "vllm"
+"""Who vLLM's server says owns its models."""
+
 ARCHITECTURE = "endpoint:chat-completions"
 """One client asks any endpoint: nothing has to agree for two of them to share it."""
 
@@ -41,7 +44,8 @@ class Served(Record):
     Attributes:
         root: what the name stands for, such as a folder on the server.
         max_model_len: longest prompt plus answer, in tokens.
-        server: the server's software, with its version where it tells.
+        server: the server's software, as far as it says who owns the model.
+        version: of the server's software.
 
     Each is None where the server does not say.
     """
@@ -51,10 +55,11 @@ class Served(Record):
     root: str | None = None
     max_model_len: int | None = None
     server: str | None = None
+    version: str | None = None
 
     @property
     def sha256(self) -> str:
-        """Hash of all that identifies the model; not of the server's version."""
+        """Hash of all that decides the answers: the model, and the version that serves it."""
         return sha256_json(self.model_dump(exclude={"server"}, exclude_none=True))
 
 
@@ -141,13 +146,19 @@ def _once(client: httpx.Client, url: str) -> httpx.Response | str:
     return reply
 
 
-def _get(client: httpx.Client, url: str) -> httpx.Response:
+def _patiently(client: httpx.Client, url: str) -> httpx.Response | str:
+    """Return what `_once` does, tried again after each of WAITS_S."""
     found = _once(client, url)
     for wait in WAITS_S:
         if not isinstance(found, str):
             break
         time.sleep(wait)
         found = _once(client, url)
+    return found
+
+
+def _get(client: httpx.Client, url: str) -> httpx.Response:
+    found = _patiently(client, url)
     if isinstance(found, str):
         raise CheckpointError(f"{url} gives no answer ({found}). Is the server up, and is it this?")
     return found
@@ -184,17 +195,17 @@ def _chosen(cards: list[_Card], spec: CheckpointSpec) -> _Card:
     )
 
 
-def _server(client: httpx.Client, url: str, card: _Card) -> str | None:
-    """Return the server's software; vLLM tells its version beside the API."""
-    if card.owned_by != "vllm":
-        return card.owned_by
-    reply = _once(client, url.removesuffix("/v1") + "/version")
+def _version(client: httpx.Client, url: str, card: _Card) -> str | None:
+    """Return the server's version, which vLLM tells beside the API; None where it is not told."""
+    if card.owned_by != VLLM:
+        return None
+    reply = _patiently(client, url.removesuffix("/v1") + "/version")
     try:
         told: Any = None if isinstance(reply, str) else reply.json()
     except ValueError:
         told = None
     version = told.get("version") if isinstance(told, dict) else None
-    return f"vllm {version}" if isinstance(version, str) else "vllm"
+    return version if isinstance(version, str) else None
 
 
 def look_up(spec: CheckpointSpec) -> Served:
@@ -218,7 +229,8 @@ def look_up(spec: CheckpointSpec) -> Served:
             model=card.id,
             root=card.root,
             max_model_len=card.max_model_len,
-            server=_server(client, url, card),
+            server=card.owned_by,
+            version=_version(client, url, card),
         )
 
 
@@ -226,13 +238,16 @@ class Endpoint:
     """A checkpoint that an OpenAI-compatible server holds, such as vLLM's."""
 
     def prepare(self, spec: CheckpointSpec) -> Loadable:
-        """Return the endpoint's record; its weight hash stands for address and model name.
+        """Return the endpoint's record.
+
+        Its weight hash stands for the address, the model and, where told, the server's version.
 
         Raises:
             CheckpointError: the server does not answer, or does not serve the model.
         """
         served = look_up(spec)
         told = f"asked as model '{served.model}'"
+        software = " ".join(filter(None, (served.server, served.version)))
         return Loadable(
             spec=spec,
             form=Form.ENDPOINT,
@@ -240,5 +255,5 @@ class Endpoint:
             weights_sha256=served.sha256,
             architecture=ARCHITECTURE,
             template_sha256=None,
-            notes=(f"{told} of {served.server}" if served.server else told, *NOTES),
+            notes=(f"{told} of {software}" if software else told, *NOTES),
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.adapters.finite import check_finite
 from harness.adapters.identity import (
+    INDEX,
     architecture_key,
     check_vocabulary,
     loaded_files,
@@ -17,6 +20,7 @@ from harness.adapters.identity import (
     reading,
     tokenizer_sha256,
     weight_files,
+    weight_map,
     weights_sha256,
 )
 from harness.adapters.templates import choose_template
@@ -30,7 +34,6 @@ HEAD_PREFIX = "baseline_head."
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
-INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"(?P<start>.*-)(?P<place>\d{5})-of-(?P<total>\d{5})\.safetensors")
 """How save_pretrained names the parts of a model."""
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5"}
@@ -95,25 +98,10 @@ def _check_numbers(folder: Path, files: Iterable[Path]) -> None:
                 )
 
 
-def weight_map(folder: Path) -> dict[str, str]:
-    """Return tensor name -> shard of a folder's index; empty where it has no index.
-
-    Raises:
-        CheckpointError: the index is broken.
-    """
-    file = folder / INDEX
-    if not file.exists() and not file.is_symlink():
-        return {}
-    found = read_object(file).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(s, str) for s in found.values()):
-        raise CheckpointError(f"{file} has no weight_map from tensor names to shards.")
-    return found
-
-
-def head_tensors(files: Iterable[Path], prefix: str = "") -> list[str]:
-    """Return the names of TBPO-Q's baseline-head tensors, each behind ``prefix``, in ``files``."""
+def head_tensors(files: Iterable[Path]) -> list[str]:
+    """Return the names of TBPO-Q's baseline-head tensors in ``files``."""
     names = [name for file in files for name in tensor_names(file)]
-    return sorted(name for name in names if name.removeprefix(prefix).startswith(HEAD_PREFIX))
+    return sorted(name for name in names if name.startswith(HEAD_PREFIX))
 
 
 def dropped_note(names: list[str]) -> tuple[str, ...]:
@@ -146,16 +134,36 @@ def cached_folder(
         facts: what else decides its content.
         write: writes the rest into the folder it is given; companions that it writes itself are
             not copied.
+
+    Raises:
+        CheckpointError: there is no room for it.
     """
     target = cache_root() / kind / cache_key(companions, *facts)
     if target.is_dir():
         return target
-    with atomic_folder(target) as scratch:
+    with _writing(target), atomic_folder(target) as scratch:
         write(scratch)
         for name, file in companions.items():
             if not (scratch / name).exists():
                 shutil.copy2(file, scratch / name)
     return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turn a full disk under the block into a CheckpointError that says whose disk it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full:
+            raise
+        raise CheckpointError(
+            f"{target} cannot be written: {error}. Make room there, or set TBPO_CACHE to a folder "
+            "on a larger disk."
+        ) from error
 
 
 def _save_without_head(file: Path, target: Path) -> None:

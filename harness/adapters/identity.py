@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,32 @@ from harness.errors import CheckpointError
 from harness.files import cache_root, read_json, sha256_file, sha256_json, write_atomic
 from harness.types import Form, Loadable
 
-SHAPE_KEYS = (
-    "architectures",
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "tie_word_embeddings",
-    "rope_parameters",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "hidden_act",
-    "sliding_window",
-    "quantization_config",
-)
-"""Configuration entries that decide whether two checkpoints can share one engine."""
+IDLE_KEYS = {
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "embd_pdrop",
+    "eos_token_id",
+    "hidden_dropout",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "resid_pdrop",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Entries of a configuration that change nothing of what a model computes when it is asked. Dtype
+and end tokens do: they are looked at elsewhere."""
+
+INDEX = "model.safetensors.index.json"
 
 TOKENIZER_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
 """Parts of a tokenizer.json that, beside its model, decide token ids and text."""
@@ -40,14 +48,28 @@ TOKENIZER_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
+TEMPLATE = "chat_template.jinja"
+
 TOKENIZER = (
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
 )
 """Files of a tokenizer that an adapter may be saved with."""
+
+DECISIVE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files that the architecture key is taken from."""
 
 
 @contextmanager
@@ -80,6 +102,9 @@ def read_object(file: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a Hugging Face folder, sorted by name.
 
+    Where it has an index, those that the index names: a second copy of the weights beside them
+    (Mistral's ``consolidated.safetensors``) is not loaded.
+
     Raises:
         CheckpointError: there is none, or one is a folder or a link that leads nowhere.
     """
@@ -88,7 +113,25 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(
             f"{folder} has no *.safetensors file. Give a folder written by save_pretrained."
         )
+    if (folder / INDEX).is_file():
+        named = set(weight_map(folder).values())
+        files = [file for file in files if file.name in named] or files
     return [_regular(file) for file in files]
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Return tensor name -> shard of a folder's index; empty where it has no index.
+
+    Raises:
+        CheckpointError: the index is broken.
+    """
+    file = folder / INDEX
+    if not file.exists() and not file.is_symlink():
+        return {}
+    found = read_object(file).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(s, str) for s in found.values()):
+        raise CheckpointError(f"{file} has no weight_map from tensor names to shards.")
+    return found
 
 
 def _regular(file: Path) -> Path:
@@ -161,7 +204,7 @@ def files_sha256(files: Sequence[Path]) -> str:
 
 
 def verify_unchanged(checkpoint: Loadable) -> None:
-    """Check that a checkpoint's weight files are still those that its record names.
+    """Check that a checkpoint's weights and configuration are still those of its record.
 
     Cheap where nothing was touched: an unchanged file is recognised by its size and times.
 
@@ -178,6 +221,11 @@ def verify_unchanged(checkpoint: Loadable) -> None:
             f"'{checkpoint.spec.name}': the weights in {place} changed since the run began: their "
             f"hash was {checkpoint.weights_sha256[:12]} and is {found[:12]}. Answers of both would "
             "be mixed; put the weights back, or start a new run once nothing writes there."
+        )
+    if architecture_key(Path(checkpoint.folder)) != checkpoint.architecture:
+        raise CheckpointError(
+            f"'{checkpoint.spec.name}': the configuration or the tokenizer in {checkpoint.folder} "
+            "changed since the run began. Put it back, or start a new run."
         )
 
 
@@ -288,12 +336,18 @@ def _one_layout(model: Any) -> Any:
 def architecture_key(folder: Path) -> str:
     """Return a hash over what must agree for two checkpoints to share one engine.
 
-    Shapes and arithmetic of the model, and the tokenizer and the end tokens of both, which an
-    engine takes from the checkpoint it starts on.
+    The configuration, but for what is known to be idle, and the tokenizer and the end tokens of
+    both: an engine takes all of these from the checkpoint it starts on.
     """
-    config = model_config(folder)
-    facts = {key: _plain(getattr(config, key, None)) for key in SHAPE_KEYS}
-    facts |= {
+    files = [file for name in DECISIVE if (file := folder / name).is_file()]
+    return _architecture(folder, _stat_key(files))
+
+
+@cache
+def _architecture(folder: Path, _: str) -> str:
+    """Return the architecture key of a folder whose files have the given sizes and times."""
+    facts = {
+        "config": _without_idle(json.loads(model_config(folder).to_json_string(use_diff=False))),
         "tokenizer": tokenizer_sha256(folder),
         "tokenizer_end": read_tokenizer(folder).eos_token_id,
         "end_tokens": end_tokens(folder),
@@ -301,8 +355,12 @@ def architecture_key(folder: Path) -> str:
     return sha256_json(facts)
 
 
-def _plain(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else value
+def _without_idle(value: Any) -> Any:
+    """Return a configuration without the entries, at any depth, that decide nothing."""
+    if not isinstance(value, dict):
+        return value
+    kept = {k: v for k, v in value.items() if k not in IDLE_KEYS and not k.startswith("_")}
+    return {key: _without_idle(held) for key, held in kept.items()}
 
 
 def template_text(folder: Path) -> str | None:
@@ -310,7 +368,7 @@ def template_text(folder: Path) -> str | None:
 
     Of several named templates it is the one called ``default``, which transformers takes.
     """
-    file = folder / "chat_template.jinja"
+    file = folder / TEMPLATE
     if file.is_file():
         return read_text(file)
     settings = folder / "tokenizer_config.json"

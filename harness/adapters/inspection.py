@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.adapters import RECORDED, Located, locate, prepare, recognise
+from harness.adapters import Located, adapter_name, check_used, locate, prepare
 from harness.adapters.finite import check_finite
 from harness.adapters.hf_folder import HEAD_PREFIX, check_folder, head_tensors
 from harness.adapters.identity import (
@@ -43,8 +43,9 @@ class Inspection(Record):
         revision: commit of the hub repository that it was fetched from.
         folder: the folder whose weights were read; of an adapter, its base's.
         base: what an adapter was put on.
-        weights_sha256: hash of the weight files as they lie; of an adapter, over base and adapter,
-            as a run with ``merge=false`` records it.
+        weights_sha256: hash of the weight files as they lie; of an adapter, over base and adapter.
+        reworked: a run merges or drops something first and records the hash of what it then
+            loads, not ``weights_sha256``.
         parameters: number of parameters by stored format (``BF16``, ``F32``...), exact: a tied
             output layer that was saved again counts once, a training-only head not at all. Of an
             adapter, the base's.
@@ -64,6 +65,7 @@ class Inspection(Record):
     folder: str | None = None
     base: BaseWeights | None = None
     weights_sha256: str | None = None
+    reworked: bool = False
     parameters: dict[str, int] = Field(default_factory=dict)
     adapter_parameters: int | None = None
     size_bytes: int | None = None
@@ -87,9 +89,9 @@ def inspect(spec: CheckpointSpec) -> Inspection:
         CheckpointError: there is nothing to inspect: the source is missing, broken or unknown.
     """
     located = locate(spec.source)
-    source = spec.source if spec.source.startswith(RECORDED) else located.source
-    kind = recognise(source) if spec.adapter == "auto" else spec.adapter
-    with reading(source):
+    kind = adapter_name(spec, located)
+    check_used(spec, kind)
+    with reading(located.source):
         if kind == "peft_lora":
             return _lora(spec, located)
         if kind == "hf_folder":
@@ -100,8 +102,15 @@ def inspect(spec: CheckpointSpec) -> Inspection:
 def _folder(spec: CheckpointSpec, located: Located) -> Inspection:
     folder = Path(located.source).expanduser()
     check_folder(folder)
-    notes = (*located.notes, *_would_drop(head_tensors(weight_files(folder))))
-    return _weights(spec, "hf_folder", folder, revision=located.commit, notes=notes)
+    heads = head_tensors(weight_files(folder))
+    return _weights(
+        spec,
+        "hf_folder",
+        folder,
+        revision=located.commit,
+        reworked=bool(heads),
+        notes=(*located.notes, *_would_drop(heads)),
+    )
 
 
 def _lora(spec: CheckpointSpec, located: Located) -> Inspection:
@@ -110,14 +119,14 @@ def _lora(spec: CheckpointSpec, located: Located) -> Inspection:
         low_rank_pairs,
         read_config,
     )
-    from harness.adapters.peft_lora import base_of, check_adapter
+    from harness.adapters.peft_lora import SAFE_WEIGHTS, base_of, check_adapter
 
     folder = Path(located.source).expanduser()
     config, file = read_config(folder), adapter_weights(folder)
-    base = base_of(spec.model_copy(update={"source": located.source}), config)
+    base = base_of(spec.model_copy(update={"source": located.source}), folder, config)
     done = "would be merged into" if spec.merge else "would be left to the engine, unmerged, on"
     note = f"{config} {done} {base.folder}"
-    pairs = low_rank_pairs(file, config)
+    pairs, heads = low_rank_pairs(file, config), head_names(file)
     return _weights(
         spec,
         "peft_lora",
@@ -127,8 +136,9 @@ def _lora(spec: CheckpointSpec, located: Located) -> Inspection:
         checks=(lambda: check_adapter(spec, folder, base.folder, config),),
         revision=located.commit,
         base=base.weights,
+        reworked=spec.merge or bool(heads) or file.name != SAFE_WEIGHTS,
         adapter_parameters=sum(a.numel() + b.numel() for a, b in pairs.values()),
-        notes=(*located.notes, note, *_would_drop(head_names(file)), *base.notes),
+        notes=(*located.notes, note, *_would_drop(heads), *base.notes),
     )
 
 

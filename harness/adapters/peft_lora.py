@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.adapters.bases import Base, find_base
+from harness.adapters.finite import CHECKED
 from harness.adapters.hf_folder import cached_folder, companions, describe, dropped_note
 from harness.adapters.hub import is_hub_id
 from harness.adapters.identity import (
     ADAPTER_CONFIG,
+    TEMPLATE,
     adapter_weights,
     model_config,
     own_tokenizer,
     read_tokenizer,
     reading,
+    template_text,
     weight_files,
     weights_sha256,
 )
@@ -44,8 +47,8 @@ NOT_SERVED = ("embed_tokens.weight", "embed_in.weight", "wte.weight", *HEADS)
 """Modules on which an engine does not apply an unmerged LoRA: embedding and output head."""
 
 
-def base_of(spec: CheckpointSpec, config: LoraConfig) -> Base:
-    """Return a LoRA's base: the user's word, else what its configuration names.
+def base_of(spec: CheckpointSpec, folder: Path, config: LoraConfig) -> Base:
+    """Return the base of the LoRA in ``folder``: the user's word, else what its config names.
 
     Raises:
         CheckpointError: neither names a model that can be had.
@@ -55,16 +58,22 @@ def base_of(spec: CheckpointSpec, config: LoraConfig) -> Base:
         raise CheckpointError(f"'{spec.name}': the adapter names no base model; give base=FOLDER.")
     if spec.base is None and config.revision and is_hub_id(f"{wanted}@{config.revision}"):
         wanted = f"{wanted}@{config.revision}"
-    return find_base(wanted, spec.name, spec.source)
+    recorded = None if spec.base else _recorded_base(folder)
+    return find_base(wanted, spec.name, spec.source, recorded)
+
+
+def _recorded_base(folder: Path) -> str | None:
+    """Return the weight hash of the base that an adapter of ``tbpo train`` was trained on."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return None
+    content = read_json(manifest)
+    recorded = content.get("base") if isinstance(content, dict) else None
+    return recorded.get("weights_sha256") if isinstance(recorded, dict) else None
 
 
 def _check_recorded_base(folder: Path, base: Path, name: str) -> None:
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return
-    content = read_json(manifest)
-    recorded = content.get("base") if isinstance(content, dict) else None
-    expected = recorded.get("weights_sha256") if isinstance(recorded, dict) else None
+    expected = _recorded_base(folder)
     if expected is not None and expected != weights_sha256(base):
         raise CheckpointError(
             f"'{name}': the adapter was trained on base weights {expected[:12]}, but {base} holds "
@@ -95,6 +104,22 @@ def check_targets(pairs: Pairs, folder: Path, base: Path) -> None:
                 f"LoRA for {name} has shape {b.shape[0]}x{a.shape[1]}, the base's weight "
                 f"{'x'.join(map(str, shapes[name]))}: the adapter belongs to another base."
             )
+
+
+def _check_plain(pairs: Pairs, base: Path) -> None:
+    """Check that the weights to merge into are plain numbers: codes of a quantised model are not.
+
+    Raises:
+        CheckpointError: names the first that is none, with its format.
+    """
+    for file in weight_files(base):
+        with open_tensors(file) as tensors:
+            for name in sorted(pairs.keys() & set(tensors.keys())):
+                if (stored := tensors.get_slice(name).get_dtype()) not in CHECKED:
+                    raise CheckpointError(
+                        f"the base {base} holds {name} as {stored}: a LoRA cannot be merged into "
+                        "quantised weights. Give the base in full precision, or merge=false."
+                    )
 
 
 def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
@@ -131,18 +156,25 @@ def merge(folder: Path, base: Path, config: LoraConfig) -> Path:
     Raises:
         CheckpointError: shapes do not fit, a module is not in the base, or weights are not finite.
     """
-    files = companions(base) | own_tokenizer(folder)
+    own = own_tokenizer(folder)
+    files = companions(base) | own
     weights = adapter_weights(folder)
+    # Of two templates the one in a file of its own counts, and that may be the base's.
+    template = (template_text(folder) or template_text(base)) if own else None
     facts = [
         MERGE_VERSION,
         sha256_file(weights),
         config.model_dump(mode="json"),
         weights_sha256(base),
+        *([] if template is None else [template]),
     ]
 
     def write(target: Path) -> None:
+        if template is not None:
+            (target / TEMPLATE).write_text(template, encoding="utf-8")
         pairs = low_rank_pairs(weights, config)
         check_targets(pairs, folder, base)
+        _check_plain(pairs, base)
         for file in weight_files(base):
             _merge_file(file, target / file.name, pairs, config)
 
@@ -211,7 +243,9 @@ def check_adapter(spec: CheckpointSpec, folder: Path, base: Path, config: LoraCo
     added_tokens(folder, base)
     pairs = low_rank_pairs(adapter_weights(folder), config)
     check_targets(pairs, folder, base)
-    if not spec.merge:
+    if spec.merge:
+        _check_plain(pairs, base)
+    else:
         _check_served(pairs, folder, base)
 
 
@@ -229,7 +263,7 @@ class PeftLora:
             if not folder.is_dir():
                 raise CheckpointError(f"adapter folder {folder} does not exist.")
             config, weights = read_config(folder), adapter_weights(folder)
-            base = base_of(spec, config)
+            base = base_of(spec, folder, config)
             _check_recorded_base(folder, base.folder, spec.name)
             added_tokens(folder, base.folder)
             if spec.merge:

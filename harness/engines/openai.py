@@ -29,6 +29,10 @@ PATH = "/chat/completions"
 UNKNOWN_LOGPROB = -9999.0
 """What vLLM's server sends for a token whose log-probability it does not know."""
 
+NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call"})
+"""Ends that the model or a filter decided: asking again cannot help. Others are the server's, such
+as vLLM's ``abort`` when it is shut down."""
+
 
 class _Likely(BaseModel):
     logprob: float
@@ -43,7 +47,8 @@ class _Logprobs(BaseModel):
 
 
 class _Message(BaseModel):
-    content: str
+    content: str | None
+    refusal: str | None = None
 
 
 class _Choice(BaseModel):
@@ -109,10 +114,10 @@ def _entropies(places: Sequence[_Position]) -> tuple[float, ...]:
 
 
 def read_reply(key: str, body: bytes) -> Completion | Failure:
-    """Return the answer that a reply's body holds; a filtered or broken-off one is a failure.
+    """Return the answer that a reply's body holds; a filtered one, or a call, is a failure.
 
     Raises:
-        UnusableError: it is no JSON, or not of the shape of a chat completion.
+        UnusableError: it is no JSON, not of the shape of a chat completion, or not ended.
     """
     try:
         reply = _Reply.model_validate_json(body)
@@ -123,15 +128,32 @@ def read_reply(key: str, body: bytes) -> Completion | Failure:
     choice, usage = reply.choices[0], reply.usage or _Usage()
     if choice.finish_reason not in tuple(FinishReason):
         reason = f"the server ended the answer with '{choice.finish_reason}'"
+        if choice.finish_reason not in NO_ANSWER:
+            raise UnusableError(reason)
         return Failure(key=key, reason=reason, final=True)
+    ended = FinishReason(choice.finish_reason)
     return Completion(
         key=key,
-        text=choice.message.content,
-        finish_reason=FinishReason(choice.finish_reason),
+        text=_text(choice.message, ended),
+        finish_reason=ended,
         tokens=usage.completion_tokens,
         prompt_tokens=usage.prompt_tokens or None,
         statistics=token_statistics(choice.logprobs, usage.completion_tokens),
     )
+
+
+def _text(message: _Message, ended: FinishReason) -> str:
+    """Return what the model said: the content, else the words of its refusal.
+
+    Raises:
+        UnusableError: neither, though the answer was not cut. Cut before it began (in reasoning
+            that the server takes out), it is empty.
+    """
+    if said := message.content or message.refusal:
+        return said
+    if message.content is None and ended is not FinishReason.LENGTH:
+        raise UnusableError("choices.0.message.content: null, though the answer was not cut")
+    return ""
 
 
 class OpenAIEngine:
@@ -151,12 +173,11 @@ class OpenAIEngine:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Address, model and server; known once a checkpoint is held.
+        """The name, and what the server is trusted with; the server is in the checkpoint's hash.
 
         No setting is in it: they decide when and how often is asked, not what is answered.
         """
-        told = self._served.model_dump(include={"url", "model", "server"}) if self._served else {}
-        return {"name": "openai", "applied by the server, unchecked": "temperature, seed"} | told
+        return {"name": "openai", "applied by the server, unchecked": "temperature, seed"}
 
     def load(self, checkpoint: Loadable) -> bool:
         """Ask ``checkpoint``'s server from now on; False, for nothing is started.
@@ -175,8 +196,8 @@ class OpenAIEngine:
         if served.sha256 != checkpoint.weights_sha256:
             raise EngineError(
                 f"'{checkpoint.spec.name}': {served.url} serves another model as "
-                f"'{served.model}' than when this run began. Restart the server as it was, or "
-                "begin a new run."
+                f"'{served.model}', or by another version of the server, than when this run "
+                "began. Restart the server as it was, or begin a new run."
             )
         self._served = served
         return False

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.adapters.recorded.adapter import identity
-from harness.adapters.recorded.answers import RecordedAnswer, Turns, turns
+from harness.adapters.recorded.answers import RecordedAnswer, Turns, system_text, turns
 from harness.adapters.recorded.reading import read_recording
 from harness.engines import Completion, Failure, Request, split_key
-from harness.errors import EngineError
+from harness.errors import EngineError, InputError
 from harness.types import Form, Loadable, Message
 
 
 class Answers:
-    """Recorded answers by id and by prompt."""
+    """Recorded answers by id and by prompt.
+
+    A file whose lowest sample number is 1 counts its samples from 1.
+    """
 
     def __init__(self, answers: Sequence[RecordedAnswer]) -> None:
         self._by_id: dict[str, list[RecordedAnswer]] = defaultdict(list)
@@ -25,6 +28,7 @@ class Answers:
             if answer.id is not None:
                 self._by_id[answer.id].append(answer)
             self._by_prompt[turns(answer.chat)].append(answer)
+        self._first = int(min((a.sample or 0 for a in answers), default=0) == 1)
 
     def find(self, example_id: str, messages: Sequence[Message]) -> list[RecordedAnswer] | str:
         """Return the answers to a prompt by sample, or why there is none.
@@ -34,13 +38,43 @@ class Answers:
         """
         named = self._by_id.get(example_id, [])
         if found := [answer for answer in named if answer.answers(messages) is not False]:
-            return found
+            return _under_one_system(found, messages)
         asked = self._by_prompt.get(turns(messages), [])
         if found := [answer for answer in asked if answer.answers(messages)]:
-            return found
+            return _under_one_system(found, messages)
         if named:
             return f"the file has another prompt under the id '{example_id}'"
         return f"the file has no answer to '{example_id}', neither by id nor by prompt"
+
+    def answer(
+        self, example_id: str, messages: Sequence[Message], sample: int
+    ) -> RecordedAnswer | str:
+        """Return the answer of that sample number, from 0, to a prompt, or why there is none.
+
+        Where several ids of the file hold the prompt, each numbers its own samples, and their
+        place counts.
+        """
+        found = self.find(example_id, messages)
+        if isinstance(found, str):
+            return found
+        numbers = [(answer.sample or 0) - self._first for answer in found]
+        if len(set(numbers)) < len(numbers):
+            numbers = list(range(len(found)))
+        if sample not in numbers:
+            return f"sample {sample} (from 0) is not among the {len(found)} of the file"
+        return found[numbers.index(sample)]
+
+
+def _under_one_system(
+    found: list[RecordedAnswer], messages: Sequence[Message]
+) -> list[RecordedAnswer] | str:
+    """Return the answers under the system message that is asked, else under the only other."""
+    asked = system_text(messages)
+    if exact := [answer for answer in found if system_text(answer.chat) == asked]:
+        return exact
+    if len({system_text(answer.chat) for answer in found}) > 1:
+        return "the file has the prompt under several system messages, and it is asked without"
+    return found
 
 
 class ReplayEngine:
@@ -95,15 +129,41 @@ class ReplayEngine:
         self._answers = None
 
 
+def check_answered(checkpoints: Iterable[Loadable], requests: Sequence[Request]) -> None:
+    """Refuse a file of recorded outputs that answers none of the requests.
+
+    Raises:
+        InputError: names the first such file, and why its first answer was not found.
+        DataError: a row is broken.
+    """
+    for checkpoint in checkpoints:
+        if checkpoint.form is Form.RECORDED and requests:
+            _check_answered(checkpoint, requests)
+
+
+def _check_answered(checkpoint: Loadable, requests: Sequence[Request]) -> None:
+    path = Path(checkpoint.folder)
+    answers = Answers(read_recording(path, checkpoint.spec.model).answers)
+    if any(isinstance(_reply(request, answers), Completion) for request in requests):
+        return
+    first = _reply(requests[0], answers)
+    assert isinstance(first, Failure)
+    suites = ", ".join(dict.fromkeys(split_key(request.key)[0] for request in requests))
+    raise InputError(
+        f"'{checkpoint.spec.name}': {path} answers no prompt of suite {suites} (first: "
+        f"{'/'.join(first.key.splitlines())}: {first.reason}). An answer is found by the "
+        "example's id, or by the prompt's text, the same but for outer space. Give the file of "
+        "answers to these prompts, or choose suite 'outputs', which takes its prompts from the "
+        "file."
+    )
+
+
 def _reply(request: Request, answers: Answers) -> Completion | Failure:
     _, example_id, sample = split_key(request.key)
-    found = answers.find(example_id, request.messages)
+    found = answers.answer(example_id, request.messages, sample)
     if isinstance(found, str):
         return Failure(key=request.key, reason=found, final=True)
-    if sample >= len(found):
-        reason = f"sample {sample} is asked (from 0), the file has {len(found)}"
-        return Failure(key=request.key, reason=reason, final=True)
-    return _completion(request.key, found[sample])
+    return _completion(request.key, found)
 
 
 def _completion(key: str, answer: RecordedAnswer) -> Completion | Failure:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.engines.environment import is_cpu_build
 from harness.errors import InputError
+from harness.processor import is_cpu_build
 from harness.provenance import engine_versions
 from harness.types import Record
 

@@ -15,9 +15,9 @@ from harness.engines import (
     Request,
     TokenStatistics,
 )
-from harness.engines.environment import is_cpu_build
 from harness.engines.settings import GIB, EngineSettings
 from harness.errors import EngineDiedError, EngineError, InputError
+from harness.processor import is_cpu_build
 from harness.types import FinishReason, Loadable
 
 WHOLE_PREFILL = 2048

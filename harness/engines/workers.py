@@ -23,10 +23,11 @@ from itertools import chain
 from typing import Any
 
 from harness.engines import Completion, Request
-from harness.engines.environment import engine_environment, is_cpu_build, usable_cores
+from harness.engines.environment import engine_environment, usable_cores
 from harness.engines.settings import EngineSettings
 from harness.engines.worker import KINDS
 from harness.errors import EngineDiedError, EngineError
+from harness.processor import is_cpu_build
 from harness.types import Loadable
 
 PATIENCE_S = 20.0

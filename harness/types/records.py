@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.processor import computes_bfloat16
+
 SCHEMA_VERSION = 2
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -41,6 +43,11 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+def native_dtype() -> Dtype:
+    """Return the arithmetic that this machine is best at."""
+    return Dtype.BFLOAT16 if computes_bfloat16() else Dtype.FLOAT32
+
+
 class CheckpointSpec(Record):
     """A checkpoint as the user named it.
 
@@ -52,7 +59,8 @@ class CheckpointSpec(Record):
         method: training method in the field's term (``sft``, ``dpo``, ``tbpo-q``...), shown only.
         adapter: name of the adapter; ``auto`` recognises the source by its files.
         base: base model of a LoRA, overriding the one its config names; of a ``policy.pt``.
-        dtype: arithmetic in the engine.
+        dtype: arithmetic in the engine; by default bfloat16, and float32 on a processor that
+            would have to emulate it.
         merge: merge a LoRA into its base; otherwise the engine applies it, unmerged.
         chat_template: ``own`` (keep it although others differ), a Jinja file, or a folder whose
             template is taken.
@@ -68,7 +76,7 @@ class CheckpointSpec(Record):
     method: str = "unknown"
     adapter: str = "auto"
     base: str | None = None
-    dtype: Dtype = Dtype.BFLOAT16
+    dtype: Dtype = Field(default_factory=native_dtype)
     merge: bool = True
     chat_template: str | None = Field(default=None, min_length=1)
     allow_unchanged: bool = False

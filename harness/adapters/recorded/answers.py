@@ -58,7 +58,7 @@ class RecordedAnswer(Record):
             return _contains(self.prompt, [content for _, content in turns(messages)])
         if not self.messages:
             return None
-        systems = {_system(self.messages), _system(messages)} - {""}
+        systems = {system_text(self.messages), system_text(messages)} - {""}
         return len(systems) < 2 and turns(self.messages) == turns(messages)
 
 
@@ -67,7 +67,17 @@ def turns(messages: Sequence[Message]) -> Turns:
     return tuple((m.role, m.content.strip()) for m in messages if m.role != Role.SYSTEM)
 
 
-def _system(messages: Sequence[Message]) -> str:
+def prompt_of(messages: Sequence[Message]) -> Turns:
+    """Return what tells two prompts of one file apart: the turns, behind a system message if any.
+
+    Empty where the chat is not known.
+    """
+    system = system_text(messages)
+    return (((Role.SYSTEM, system),) if system else ()) + turns(messages)
+
+
+def system_text(messages: Sequence[Message]) -> str:
+    """Return the text of a chat's system messages without outer space; empty where it has none."""
     return "\n".join(m.content.strip() for m in messages if m.role == Role.SYSTEM)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from harness.adapters.recorded.answers import RecordedAnswer, Turns, turns
+from harness.adapters.recorded.answers import RecordedAnswer, Turns, prompt_of, system_text, turns
 from harness.adapters.recorded.reading import read_recorded
 from harness.errors import InputError
 from harness.files import sha256_json
@@ -42,11 +42,13 @@ def recorded_suite(checkpoints: Iterable[Loadable]) -> Suite:
 def outputs_suite(answers: Mapping[str, Sequence[RecordedAnswer]]) -> Suite:
     """Return the suite whose examples are the prompts of all files, as first seen.
 
-    Prompts are one where their turns are; a prompt is named by its id, or by its hash where it
-    has none or the id stands for another prompt already. Of each prompt as many samples are
-    asked as every prompt of every file has. ROUGE is among the metrics where there is a
-    reference, and the judge ``reference`` where every prompt has one. The judge ``reward`` is
-    not: it is measured on dialogues of the HH kind, and reads each answer with a language model.
+    Prompts are one where their turns and system messages are. A file without any system message
+    does not say which was set: its prompts are one with those of the same turns. A prompt is
+    named by its id, or by its hash where it has none or the id stands for another prompt already.
+    Of each prompt as many samples are asked as every prompt of every file has. ROUGE is among the
+    metrics where there is a reference, and the judge ``reference`` where every prompt has one. The
+    judge ``reward`` is not: it is measured on dialogues of the HH kind, and reads each answer with
+    a language model.
 
     Args:
         answers: by checkpoint.
@@ -59,27 +61,39 @@ def outputs_suite(answers: Mapping[str, Sequence[RecordedAnswer]]) -> Suite:
             f"suite '{OUTPUTS}' takes its prompts from recorded outputs; no checkpoint is a file "
             "of them. Give one as --checkpoint NAME=FILE.json, or choose another suite."
         )
-    examples = _examples([answer for found in answers.values() for answer in found])
+    examples = _examples(answers.values())
     _check_known(answers, {example.id for example in examples})
     spec = _spec(examples, _samples(answers))
     content = [spec.model_dump(mode="json"), [e.model_dump(mode="json") for e in examples]]
     return Suite(spec=spec, examples=examples, content_sha256=sha256_json(content))
 
 
-def _examples(answers: Iterable[RecordedAnswer]) -> tuple[Example, ...]:
+def _examples(files: Iterable[Sequence[RecordedAnswer]]) -> tuple[Example, ...]:
     by_prompt: dict[Turns, Example] = {}
+    alike: dict[Turns, list[Turns]] = defaultdict(list)
     taken: set[str] = set()
-    for answer in answers:
-        prompt = turns(answer.chat)
-        if not prompt:
-            continue
-        if prompt not in by_prompt:
-            by_prompt[prompt] = _example(answer, prompt, taken)
-            taken.add(by_prompt[prompt].id)
-        elif by_prompt[prompt].reference is None and answer.reference is not None:
-            update = {"reference": answer.reference}
-            by_prompt[prompt] = by_prompt[prompt].model_copy(update=update)
+    # Files that say their system messages go first, so that the others' prompts find theirs.
+    for found in sorted(files, key=_silent):
+        silent = _silent(found)
+        for answer in (answer for answer in found if answer.chat):
+            prompt, same = prompt_of(answer.chat), alike[turns(answer.chat)]
+            if prompt not in same and not (silent and same):
+                by_prompt[prompt] = _example(answer, prompt, taken)
+                taken.add(by_prompt[prompt].id)
+                same.append(prompt)
+            for one in same if silent else [prompt]:
+                by_prompt[one] = _with_reference(by_prompt[one], answer.reference)
     return tuple(by_prompt.values())
+
+
+def _silent(answers: Sequence[RecordedAnswer]) -> bool:
+    return not any(system_text(answer.chat) for answer in answers)
+
+
+def _with_reference(example: Example, reference: str | None) -> Example:
+    if example.reference is not None or reference is None:
+        return example
+    return example.model_copy(update={"reference": reference})
 
 
 def _example(answer: RecordedAnswer, prompt: Turns, taken: set[str]) -> Example:
@@ -101,7 +115,7 @@ def _check_known(answers: Mapping[str, Sequence[RecordedAnswer]], ids: set[str])
 
 
 def _samples(answers: Mapping[str, Sequence[RecordedAnswer]]) -> int:
-    counts = (Counter((a.id, turns(a.chat)) for a in found) for found in answers.values())
+    counts = (Counter((a.id, prompt_of(a.chat)) for a in found) for found in answers.values())
     return min(number for count in counts for number in count.values())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.adapters.recorded.answers import RecordedAnswer, Turns, turns
+from harness.adapters.recorded.answers import RecordedAnswer, Turns, prompt_of
 from harness.adapters.recorded.choices import CHOICES
 from harness.adapters.recorded.dialogues import DIALOGUES
 from harness.adapters.recorded.forms import RecordedForm, RowReader
@@ -27,7 +27,7 @@ Numbered = tuple[int, RecordedAnswer]
 """A line of the file, and an answer from it."""
 
 Prompt = tuple[str | None, Turns]
-"""Id and turns: what the samples of one prompt share."""
+"""Id, system message and turns: what the samples of one prompt share."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _number(path: Path, found: Iterable[Numbered]) -> Iterator[RecordedAnswer]:
     next_sample: Counter[Prompt] = Counter()
     seen: set[tuple[Prompt, int]] = set()
     for line, answer in found:
-        prompt = (answer.id, turns(answer.chat))
+        prompt = (answer.id, prompt_of(answer.chat))
         sample = next_sample[prompt] if answer.sample is None else answer.sample
         next_sample[prompt] = sample + 1
         if (prompt, sample) in seen:
