@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ def own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("TBPO_CACHE", str(folder / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def same_dtype_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def same_dtype_everywhere() -> Iterator[None]:
     """Let checkpoints have one default dtype, whatever this machine's processor is good at."""
-    monkeypatch.setattr("harness.types.records.computes_bfloat16", lambda: True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.types.records.computes_bfloat16", lambda: True)
+        yield
 
 
 @pytest.fixture
