@@ -23,8 +23,7 @@ transformers  ``model.generate`` on the base checkpoint's requests, padded on th
 All sides compute in the dtype that a run takes on this machine by default.
 
 Every process is started in turn. All share a cache of vLLM's own, filled by one start of vLLM that
-is not counted; what torch compiles when the harness first reads log-probabilities is compiled
-afresh, and counted. Everything is written to a temporary folder.
+is not counted. Everything is written to a temporary folder.
 
 Time outside generation is a side's wall time less its time in ``LLM.generate``; for the harness,
 less the time it waits for the engine's answers. The headline compares the same work: what the

@@ -33,6 +33,9 @@ DEMO_CHECKPOINTS = (
     *((name, f"embedded:{name}", name) for name in DEMO_OBJECTIVES),
 )
 
+LENGTH = "max_model_len"
+"""The longest context: an option of its own, and a setting of the engine."""
+
 DEFECT = 70
 """Exit code of an error that no message was written for."""
 
@@ -129,6 +132,13 @@ def file_values(path: Path) -> dict[str, Any]:
     return values
 
 
+def _prefer_option(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Take the context out of a file's values where the options give it, in either of its forms."""
+    if given.get(LENGTH) is not None or LENGTH in given.get("engine", {}):
+        values.pop(LENGTH, None)
+        values.get("engine", {}).pop(LENGTH, None)
+
+
 def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
     """Return the run's configuration: a YAML file's keys, overridden by what the options give.
 
@@ -141,6 +151,7 @@ def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
     from harness.suites import validation_text
 
     values = file_values(path) if path is not None else {}
+    _prefer_option(values, given)
     for key, value in given.items():
         if isinstance(value, dict):
             values[key] = (values.get(key) or {}) | value

@@ -70,7 +70,9 @@ class EngineGroup:
         identity = dict(self.make(seed).identity)
         names = tuple(c.spec.name for c in self.checkpoints)
         return EngineCard(
-            checkpoints=names, identity=identity, guarantees=tuple(guarantees(self.settings))
+            checkpoints=names,
+            identity=identity,
+            guarantees=tuple(guarantees(self.settings, self.engine)),
         )
 
     def sha256(self, seed: int) -> str:
@@ -83,14 +85,14 @@ NOT_MEASURED = " (not measured: only vLLM's CPU build was)"
 """How what holds on a CPU is said of other hardware, on which nobody has looked."""
 
 
-def guarantees(settings: Record | None) -> Iterator[str]:
-    """Yield what is known of when answers repeat, and when they need not."""
+def guarantees(settings: Record | None, engine: str = VLLM) -> Iterator[str]:
+    """Yield what is known of when answers of an engine repeat, and when they need not."""
     if settings is None:
         yield "answers on file: the same at every run"
     elif isinstance(settings, EndpointSettings):
         yield "a server's answers need not repeat; whether it kept to the seed cannot be seen"
     elif isinstance(settings, EngineSettings):
-        measured = is_cpu_build()
+        measured = engine == VLLM and is_cpu_build()
         gives, depends = ("gives", "does not depend") if measured else EXPECTED
         unmeasured = "" if measured else NOT_MEASURED
         yield (

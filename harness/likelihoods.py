@@ -1,7 +1,7 @@
 """What float32 models say of given answers: the facts behind preference accuracy and reference KL.
 
 A checkpoint is held against the run's base only where both have weights here and the same
-tokenizer; elsewhere scores are missing and say why.
+tokenizer, and in given answers the same chat template; elsewhere scores are missing and say why.
 """
 
 from __future__ import annotations

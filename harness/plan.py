@@ -249,7 +249,7 @@ def _run_key(
                     c.weights_sha256,
                     c.template_sha256,
                     c.architecture,
-                    c.spec.dtype,
+                    c.arithmetic,
                 ]
                 for c in checkpoints
             ],

@@ -12,8 +12,9 @@ CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Names of the instructions in Linux's list of a processor's features: x86, x86, and Arm."""
 
-GPUS = (Path("/dev/nvidia0"), Path("/dev/kfd"))
-"""What Linux has for an NVIDIA or an AMD GPU."""
+DEVICES = Path("/dev")
+GPUS = ("nvidia[0-9]*", "nvidiactl", "kfd", "dxg")
+"""What Linux has there for NVIDIA's and AMD's GPUs, and for those of a Windows host."""
 
 
 def is_cpu_build() -> bool:
@@ -34,6 +35,6 @@ def computes_bfloat16() -> bool:
     """
     if not sys.platform.startswith("linux") or not CPUINFO.is_file():
         return True
-    if not is_cpu_build() and any(gpu.exists() for gpu in GPUS):
+    if not is_cpu_build() and any(any(DEVICES.glob(name)) for name in GPUS):
         return True
     return not BFLOAT16_FLAGS.isdisjoint(CPUINFO.read_text(encoding="utf-8").split())

@@ -58,7 +58,7 @@ def request_sha256(checkpoint: Loadable, request: Request, engine_sha256: str) -
             checkpoint.weights_sha256,
             checkpoint.architecture,
             checkpoint.template_sha256,
-            checkpoint.spec.dtype.value,
+            checkpoint.arithmetic,
             asked,
             request.sampling.model_dump(mode="json"),
             request.seed,

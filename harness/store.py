@@ -234,9 +234,8 @@ def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
 
 
 def _key(checkpoint: Loadable) -> tuple[str | None, ...]:
-    spec = checkpoint.spec
     hashes = (checkpoint.weights_sha256, checkpoint.template_sha256, checkpoint.architecture)
-    return (spec.name, *hashes, spec.dtype)
+    return (checkpoint.spec.name, *hashes, checkpoint.arithmetic)
 
 
 def _engines(manifest: RunManifest) -> list[dict[str, Any]]:

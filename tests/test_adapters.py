@@ -325,6 +325,22 @@ def test_base_named_by_its_public_id_is_the_embedded_model(
     assert asked == [SMOLLM2.name] * 2
 
 
+@pytest.mark.parametrize("place", ["recipe.json", "last_good"])
+def test_base_is_known_of_every_policy_that_a_training_leaves(
+    base: Path, lora: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """One run of a search, and the weights before a loss that was not finite."""
+    monkeypatch.setattr(bases, "embedded_folder", lambda name: base)
+    edit_json(lora / "adapter_config.json", base_model_name_or_path=SMOLLM2.hub_id)
+    folder = lora
+    if place == "last_good":
+        folder = Path(shutil.move(lora, lora.parent / "run" / place))
+    run = folder.parent if place == "last_good" else folder
+    recorded = {"recipe": {}, "base": {"weights_sha256": weights_sha256(base)}}
+    (run / "recipe.json").write_text(json.dumps(recorded))
+    assert prepare(spec(folder)).base is not None
+
+
 @pytest.mark.parametrize("recorded", [None, "of the real weights"])
 def test_public_id_is_the_embedded_copy_only_for_what_was_trained_on_it(
     base: Path, lora: Path, monkeypatch: pytest.MonkeyPatch, recorded: str | None

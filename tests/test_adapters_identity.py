@@ -228,6 +228,9 @@ def test_second_copy_of_the_weights_beside_an_index_is_not_loaded(
     shutil.copy(pristine / MODEL, shards / "consolidated.safetensors")
     verify_unchanged(found)
     assert prepared(shards).weights_sha256 == found.weights_sha256
+    shutil.copy(pristine / MODEL, shards / MODEL)  # transformers would load this one
+    with pytest.raises(CheckpointError, match="changed"):
+        verify_unchanged(found)
 
 
 # Engines that can be shared.

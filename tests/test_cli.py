@@ -108,6 +108,18 @@ def test_engine_in_a_config_file_is_a_name_or_settings(
     assert (config.engine, config.endpoint) == (expected, {})
 
 
+@pytest.mark.parametrize("where", ["max_model_len: 2048", "engine: {max_model_len: 2048}"])
+@pytest.mark.parametrize("option", [{"max_model_len": 4096}, {"engine": {"max_model_len": 4096}}])
+def test_context_as_an_option_overrides_the_files_in_either_form(
+    tmp_path: Path, where: str, option: dict[str, Any]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"checkpoints: [{{name: a, source: b}}]\nsuites: [hh]\noutput: o\n{where}\n")
+    config = build_config(file, {"engine": {}, "endpoint": {}} | option)
+    found = {config.max_model_len, config.engine.get("max_model_len")} - {None}
+    assert found == {4096}
+
+
 # What is refused.
 
 

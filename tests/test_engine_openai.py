@@ -335,7 +335,7 @@ def test_a_server_that_refuses_logprobs_is_asked_without_and_it_is_said_once(
 
 
 @pytest.mark.parametrize("content", ["half", None])
-@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "function_call"])
+@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "model_length"])
 def test_an_end_without_an_answer_is_a_final_failure(
     server: StandIn, reason: str, content: str | None
 ) -> None:

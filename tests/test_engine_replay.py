@@ -219,3 +219,17 @@ def test_misuse_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="before a file is loaded"):
         list(engine.generate([]))
     assert engine.identity == {"name": "replay"}
+
+
+def test_numbers_that_are_no_samples_leave_the_place_to_count(tmp_path: Path) -> None:
+    """Numbers of rows, one a prompt; and seeds, the same for all prompts."""
+    for numbers, samples in (((0, 1), 1), ((42, 43), 2)):
+        rows = [
+            {"prompt": q, "output": f"{q} {k}", "sample_id": numbers[i if samples == 1 else k]}
+            for i, q in enumerate(QUESTIONS)
+            for k in range(samples)
+        ]
+        path = write_jsonl(tmp_path / "numbered.jsonl", rows)
+        for question in QUESTIONS:
+            for k in range(samples):
+                assert text(path, "x", chat(question), k) == f"{question} {k}"

@@ -136,3 +136,57 @@ def test_nothing_is_compiled_on_a_cpu_unless_asked_for(monkeypatch: pytest.Monke
         with pytest.raises(OSError, match="enough"):
             Worker(EngineSettings(enforce_eager=eager), seed=0)
     assert ["TORCH_COMPILE_DISABLE" in env for env in seen] == [True, False]
+
+
+def test_worker_that_repeats_itself_where_another_changed_is_refused() -> None:
+    engine, held = side_by_side(READING, READING)
+    engine.prompt_logprobs([[1, 2, 3], [1, 2]])
+    assert engine.prompt_logprobs([[1, 2, 3], [1, 2]]) == READING  # both: the same checkpoint
+    held[0].reading = [[-1.001, -2.0], [-3.0]]
+    with pytest.raises(EngineError, match="as before a reload that others carried out"):
+        engine.prompt_logprobs([[1, 2, 3], [1, 2]])
+
+
+class Stuck(Reader):
+    """A worker that answers only once it is killed."""
+
+    def __init__(self) -> None:
+        super().__init__(READING)
+        self.killed = threading.Event()
+
+    def ask(self, do: str, **_: Any) -> Any:
+        assert self.killed.wait(timeout=PATIENCE_S)
+        return self.reading
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+class Interrupted(Reader):
+    def ask(self, do: str, **_: Any) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_interrupt_does_not_wait_for_the_other_workers() -> None:
+    engine, _ = side_by_side(READING)
+    stuck = Stuck()
+    held: Any = [Interrupted(READING), stuck]
+    engine.workers = held
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        engine.prompt_logprobs([[1, 2]])
+    assert stuck.killed.is_set()
+    assert time.monotonic() - started < PATIENCE_S / 2
+
+
+def test_death_of_the_leader_ends_its_group(worker: Worker) -> None:
+    command = ["sh", "-c", "sleep 600 & echo $!; exit 7"]
+    worker.process.kill()
+    worker.process.wait()
+    leader = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    worker.process = leader
+    assert leader.stdout is not None
+    with leader.stdout:
+        leader.stdout.readline()
+        assert "ended with exit code 7" in worker._obituary()
+        assert leader.stdout.read() == b""  # the child held the other end until it ended

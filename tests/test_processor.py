@@ -19,7 +19,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Linux machine without a GPU, whose processor is described by the file."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(processor, "GPUS", (tmp_path / "gpu",))
+    monkeypatch.setattr(processor, "DEVICES", tmp_path / "dev")
+    (tmp_path / "dev").mkdir()
     processor.computes_bfloat16.cache_clear()
     return tmp_path / "cpuinfo"
 
@@ -33,9 +34,12 @@ def test_bfloat16_needs_instructions_for_it(told: Path, flag: str, able: bool) -
     assert processor.computes_bfloat16() is able
 
 
-def test_a_gpu_counts_where_the_engine_uses_it(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["nvidia3", "kfd", "dxg"])
+def test_a_gpu_counts_where_the_engine_uses_it(
+    told: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     told.write_text(FLAGS.format(""))
-    (told.parent / "gpu").touch()
+    (told.parent / "dev" / device).touch()
     for cpu_build in (True, False):
         processor.computes_bfloat16.cache_clear()
         monkeypatch.setattr(processor, "is_cpu_build", lambda build=cpu_build: build)

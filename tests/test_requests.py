@@ -21,7 +21,7 @@ from harness.requests import (
     request_sha256,
 )
 from harness.suites import Suite
-from harness.types import REFERENCE, Dtype, FinishReason
+from harness.types import REFERENCE, Dtype, FinishReason, Form
 
 
 def named(name: str, examples: int, max_tokens: int, samples: int = 1) -> Suite:
@@ -115,6 +115,11 @@ def test_identity_of_a_request_follows_everything_that_decides_the_answer() -> N
         (dpo, request, "another version of the engine"),
     ]
     assert len({request_sha256(*v) for v in variants}) == len(variants)
+    far = [
+        dpo.model_copy(update={"form": Form.ENDPOINT}),
+        make_loadable("dpo", dtype=Dtype.FLOAT32).model_copy(update={"form": Form.ENDPOINT}),
+    ]
+    assert len({request_sha256(endpoint, request, "e") for endpoint in far}) == 1
     renamed = dpo.model_copy(update={"spec": dpo.spec.model_copy(update={"name": "x"})})
     assert request_sha256(renamed, request, "e") == request_sha256(*variants[0])
 

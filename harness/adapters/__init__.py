@@ -183,7 +183,8 @@ def check_used(spec: CheckpointSpec, adapter: str) -> None:
     """
     kept = ALWAYS | USED.get(adapter, CheckpointSpec.model_fields.keys())
     for name, field in CheckpointSpec.model_fields.items():
-        if name not in kept and getattr(spec, name) != field.get_default(call_default_factory=True):
+        asked = name in spec.model_fields_set and getattr(spec, name) != field.default
+        if asked and name not in kept:
             forms = ", ".join(form for form, fields in USED.items() if name in fields)
             raise CheckpointError(
                 f"'{spec.name}': {name}= cannot be kept: the checkpoint is of the form "

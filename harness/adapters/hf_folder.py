@@ -34,7 +34,7 @@ HEAD_PREFIX = "baseline_head."
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
-SHARD = re.compile(r"(?P<start>.*-)(?P<place>\d{5})-of-(?P<total>\d{5})\.safetensors")
+SHARD = re.compile(r"(?P<start>.*-)\d{5}-of-(?P<total>\d{5})\.safetensors")
 """How save_pretrained names the parts of a model."""
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5"}
 
@@ -89,12 +89,12 @@ def _check_numbers(folder: Path, files: Iterable[Path]) -> None:
     there = {file.name for file in files}
     for name in sorted(there):
         if found := SHARD.fullmatch(name):
-            start, width, total = found["start"], len(found["place"]), int(found["total"])
-            names = [f"{start}{i:0{width}}-of-{found['total']}" for i in range(1, total + 1)]
-            if missing := [n for n in names if f"{n}.safetensors" not in there]:
+            start, total = found["start"], int(found["total"])
+            names = [f"{start}{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)]
+            if missing := [n for n in names if n not in there]:
                 raise CheckpointError(
-                    f"{folder} has {name} and lacks {missing[0]}.safetensors "
-                    f"({len(missing)} of {total} shards are missing). Copy it again."
+                    f"{folder} has {name} and lacks {missing[0]} ({len(missing)} of {total} "
+                    "shards are missing). Copy it again."
                 )
 
 

@@ -35,12 +35,14 @@ IDLE_KEYS = {
     "return_dict",
     "torch_dtype",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 }
 """Entries of a configuration that change nothing of what a model computes when it is asked. Dtype
 and end tokens do: they are looked at elsewhere."""
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 TOKENIZER_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
 """Parts of a tokenizer.json that, beside its model, decide token ids and text."""
@@ -102,8 +104,9 @@ def read_object(file: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a Hugging Face folder, sorted by name.
 
-    Where it has an index, those that the index names: a second copy of the weights beside them
-    (Mistral's ``consolidated.safetensors``) is not loaded.
+    Where it has an index, those that the index names, and ``model.safetensors``, which
+    transformers prefers: another copy beside them (Mistral's ``consolidated.safetensors``) is not
+    loaded.
 
     Raises:
         CheckpointError: there is none, or one is a folder or a link that leads nowhere.
@@ -115,7 +118,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     if (folder / INDEX).is_file():
         named = set(weight_map(folder).values())
-        files = [file for file in files if file.name in named] or files
+        files = [f for f in files if f.name in named or f.name == WHOLE] or files
     return [_regular(file) for file in files]
 
 

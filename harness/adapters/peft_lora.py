@@ -41,6 +41,9 @@ MERGE_VERSION = 1
 
 SAFE_WEIGHTS = "adapter_model.safetensors"
 
+RECIPE, LAST_GOOD = "recipe.json", "last_good"
+"""What ``tbpo train`` calls the record of a run, and the last weights before it diverged."""
+
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 NOT_SERVED = ("embed_tokens.weight", "embed_in.weight", "wte.weight", *HEADS)
@@ -63,13 +66,18 @@ def base_of(spec: CheckpointSpec, folder: Path, config: LoraConfig) -> Base:
 
 
 def _recorded_base(folder: Path) -> str | None:
-    """Return the weight hash of the base that an adapter of ``tbpo train`` was trained on."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return None
-    content = read_json(manifest)
-    recorded = content.get("base") if isinstance(content, dict) else None
-    return recorded.get("weights_sha256") if isinstance(recorded, dict) else None
+    """Return the weight hash of the base that an adapter of ``tbpo train`` was trained on.
+
+    It is in the manifest of a whole training, and in the recipe of one run of a search; what a
+    run that diverged leaves has its recipe one folder above.
+    """
+    above = [folder.parent / RECIPE] if folder.name == LAST_GOOD else []
+    for file in (folder / "manifest.json", folder / RECIPE, *above):
+        content = read_json(file) if file.is_file() else None
+        recorded = content.get("base") if isinstance(content, dict) else None
+        if isinstance(recorded, dict) and "weights_sha256" in recorded:
+            return str(recorded["weights_sha256"])
+    return None
 
 
 def _check_recorded_base(folder: Path, base: Path, name: str) -> None:

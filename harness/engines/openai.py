@@ -29,9 +29,9 @@ PATH = "/chat/completions"
 UNKNOWN_LOGPROB = -9999.0
 """What vLLM's server sends for a token whose log-probability it does not know."""
 
-NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call"})
-"""Ends that the model or a filter decided: asking again cannot help. Others are the server's, such
-as vLLM's ``abort`` when it is shut down."""
+BROKEN_OFF = frozenset({None, "", "abort", "error"})
+"""Ends that are the server's, such as vLLM's ``abort`` when it is shut down: asking again may help.
+Others are decided by the request, by the model or by a filter, and would come again."""
 
 
 class _Likely(BaseModel):
@@ -128,7 +128,7 @@ def read_reply(key: str, body: bytes) -> Completion | Failure:
     choice, usage = reply.choices[0], reply.usage or _Usage()
     if choice.finish_reason not in tuple(FinishReason):
         reason = f"the server ended the answer with '{choice.finish_reason}'"
-        if choice.finish_reason not in NO_ANSWER:
+        if choice.finish_reason in BROKEN_OFF:
             raise UnusableError(reason)
         return Failure(key=key, reason=reason, final=True)
     ended = FinishReason(choice.finish_reason)

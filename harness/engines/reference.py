@@ -160,12 +160,10 @@ class ReferenceModel(TokenReader):
         try:
             yield
         except Exception as error:  # torch and each model's own code raise classes of their own
-            device = best_device()
-            way_out = "" if device == "cpu" else ", or hide the device to read on the processor"
             raise EngineError(
-                f"reading '{self._name}' in float32 on {device} failed: {type(error).__name__}: "
-                f"{error}. What was computed is kept; free memory{way_out}, and run the same "
-                "command again."
+                f"reading '{self._name}' in float32 on {best_device()} failed: "
+                f"{type(error).__name__}: {error}. What was computed is kept; free memory and run "
+                "the same command again."
             ) from error
 
     def close(self) -> None:

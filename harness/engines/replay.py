@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from harness.types import Form, Loadable, Message
 class Answers:
     """Recorded answers by id and by prompt.
 
-    A file whose lowest sample number is 1 counts its samples from 1.
+    A file whose lowest sample number is 1 counts its samples from 1. Where no prompt has two
+    answers, or numbers reach twice as many as any has, they number something else (rows, seeds),
+    and place counts.
     """
 
     def __init__(self, answers: Sequence[RecordedAnswer]) -> None:
@@ -28,7 +30,11 @@ class Answers:
             if answer.id is not None:
                 self._by_id[answer.id].append(answer)
             self._by_prompt[turns(answer.chat)].append(answer)
-        self._first = int(min((a.sample or 0 for a in answers), default=0) == 1)
+        numbers = [answer.sample or 0 for answer in answers]
+        self._first = int(min(numbers, default=0) == 1)
+        prompts = Counter((a.id, system_text(a.chat), turns(a.chat)) for a in answers)
+        most = max(prompts.values(), default=0)
+        self._numbered = most > 1 and max(numbers) - self._first < 2 * most
 
     def find(self, example_id: str, messages: Sequence[Message]) -> list[RecordedAnswer] | str:
         """Return the answers to a prompt by sample, or why there is none.
@@ -58,7 +64,7 @@ class Answers:
         if isinstance(found, str):
             return found
         numbers = [(answer.sample or 0) - self._first for answer in found]
-        if len(set(numbers)) < len(numbers):
+        if not self._numbered or len(set(numbers)) < len(numbers):
             numbers = list(range(len(found)))
         if sample not in numbers:
             return f"sample {sample} (from 0) is not among the {len(found)} of the file"

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -118,10 +119,10 @@ class Worker:
         raise EngineDiedError(self._obituary())
 
     def _obituary(self) -> str:
-        try:
-            code = self.process.wait(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
+        if not _ends(self.process):
             return "the engine's process closed its line and did not end"
+        end_group(self.process)
+        code = self.process.wait()
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (often the kernel, out of memory)" if name == "SIGKILL" else ""
@@ -150,6 +151,17 @@ class Worker:
         self.close()
 
 
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process ends in time; it is not reaped, so that its number stays its group's."""
+    until = time.monotonic() + PATIENCE_S
+    asked = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    while process.returncode is None and os.waitid(os.P_PID, process.pid, asked) is None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the leader of a process group with all of it: vLLM's own workers, one a GPU."""
     if process.returncode is None:
@@ -168,6 +180,7 @@ class VllmWorkers:
         self.settings = settings
         self.seed = seed
         self.workers: list[Worker] = []
+        self._read: list[Any] = []
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -182,6 +195,7 @@ class VllmWorkers:
         """
         fresh = not self.workers
         if fresh:
+            self._read = []
             places = range(self.settings.data_parallel_size)
             self.workers = [Worker(self.settings, self.seed, place) for place in places]
         given = checkpoint.model_dump(mode="json")
@@ -203,7 +217,19 @@ class VllmWorkers:
         if not all(_apart(other, found) <= SAME_WEIGHTS for other in readings[1:]):
             self.close()
             raise EngineError("the workers of a data-parallel engine give different readings")
+        self._refuse_stale(readings)
         return found
+
+    def _refuse_stale(self, readings: list[Any]) -> None:
+        """Refuse a worker that reads to the bit what it read before, where another does not."""
+        repeats = [now == before for now, before in zip(readings, self._read, strict=False)]
+        if any(repeats) and not all(repeats):
+            self.close()
+            raise EngineError(
+                "a worker of a data-parallel engine answers as before a reload that others carried "
+                "out"
+            )
+        self._read = readings
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield completions as they finish, whichever worker they come from.
@@ -236,7 +262,13 @@ class VllmWorkers:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(len(self.workers)) as pool:
-            return list(pool.map(act, self.workers))
+            try:
+                return list(pool.map(act, self.workers))
+            except BaseException:
+                # The pool waits for its threads, and they for answers that nobody wants any more.
+                for worker in self.workers:
+                    worker.kill()
+                raise
 
     @contextmanager
     def _killing_on_error(self) -> Iterator[None]:

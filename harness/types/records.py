@@ -108,8 +108,8 @@ class Loadable(Record):
         folder: a folder with config, safetensors and tokenizer; an endpoint's URL; the file of
             recorded outputs.
         weights_sha256: hash over the names and bytes of the weight files that are loaded, the
-            adapter's included. An endpoint's weights cannot be seen: hash of URL and model name.
-            Of recorded outputs: hash of the file.
+            adapter's included. An endpoint's weights cannot be seen: hash of URL, model name and
+            what the server says of itself. Of recorded outputs: hash of the file.
         architecture: hash over what must agree for two checkpoints to share one engine.
         template_sha256: hash of the chat template in use; None where a server applies its own or
             answers are on file.
@@ -131,6 +131,11 @@ class Loadable(Record):
     base: BaseWeights | None = None
     lora: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def arithmetic(self) -> Dtype | None:
+        """The dtype it is computed in; None where that is done elsewhere or was done before."""
+        return self.spec.dtype if self.form is Form.WEIGHTS else None
 
 
 class Sampling(Record):
@@ -197,9 +202,9 @@ class Generation(Record):
 
     Attributes:
         weights_sha256: the checkpoint's weight hash at the time of generation.
-        request_sha256: hash over everything that decides the answer: weights, chat template,
-            prompt token ids (or messages, where a server renders them), sampling, seed, engine
-            with version and settings.
+        request_sha256: hash over everything that decides the answer: weights, configuration, chat
+            template, prompt token ids (or messages, where a server renders them), sampling, seed,
+            engine with version and settings.
         sample: 0-based index among the samples of one prompt.
         finish_reason: None where a recorded answer does not say.
         prompt_tokens, tokens: lengths in tokens; ``tokens`` counts the end-of-sequence token.
