@@ -40,13 +40,11 @@ COMMAND = [
 
 
 def start(output: Path) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "TBPO_ENGINE_ENVIRONMENT"}
     return subprocess.Popen(
         [*COMMAND, str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
         start_new_session=True,
     )
 
