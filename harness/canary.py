@@ -12,12 +12,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 
 from harness.adapters.identity import architecture_key, verify_unchanged
 from harness.engines import ReadableEngine
 from harness.engines.loading import best_device
+from harness.engines.readings import rms
 from harness.engines.reference import Continuation, ReferenceModel
 from harness.errors import CheckpointError, EngineError, InputError
 from harness.files import cache_root, read_json, sha256_json, write_atomic
@@ -128,12 +128,6 @@ def _file(checkpoint: Loadable, sequences: Sequences) -> Path:
     model = [checkpoint.weights_sha256, checkpoint.architecture]
     key = sha256_json([*model, *made_by, sequences])
     return cache_root() / "canary" / f"{key}.json"
-
-
-def rms(first: Readings, second: Readings) -> float:
-    """Return the root-mean-square difference of two readings, nats a token."""
-    a, b = list(chain.from_iterable(first)), list(chain.from_iterable(second))
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a))
 
 
 def base_of(checkpoint: Loadable) -> Loadable:

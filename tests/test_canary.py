@@ -20,9 +20,9 @@ from harness.canary import (
     Readings,
     canary_sequences,
     remembered_reading,
-    rms,
     take_reading,
 )
+from harness.engines.readings import rms
 from harness.errors import EngineError
 from harness.suites import load_suites
 from harness.types import CheckpointSpec, Dtype, Loadable

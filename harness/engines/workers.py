@@ -7,12 +7,10 @@ environment that vLLM wants, which has to be set before Python starts.
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -20,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from harness.engines import Completion, Request
 from harness.engines.environment import engine_environment, usable_cores
+from harness.engines.readings import rms
 from harness.engines.settings import EngineSettings
 from harness.engines.worker import KINDS
 from harness.errors import EngineDiedError, EngineError
@@ -213,8 +211,8 @@ class VllmWorkers:
         with self._killing_on_error():
             readings = self._all(lambda worker: worker.ask("prompt_logprobs", sequences=given))
         found: list[list[float]] = readings[0]
-        # Not `apart > limit`: a reading of NaN must be refused too.
-        if not all(_apart(other, found) <= SAME_WEIGHTS for other in readings[1:]):
+        # Not `rms > limit`: a reading of NaN must be refused too.
+        if not all(rms(other, found) <= SAME_WEIGHTS for other in readings[1:]):
             self.close()
             raise EngineError("the workers of a data-parallel engine give different readings")
         self._refuse_stale(readings)
@@ -286,12 +284,6 @@ class VllmWorkers:
         workers, self.workers = self.workers, []
         for worker in workers:
             worker.close()
-
-
-def _apart(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> float:
-    """Return the root-mean-square difference of two workers' readings, nats a token."""
-    pairs = zip(chain.from_iterable(first), chain.from_iterable(second), strict=True)
-    return math.sqrt(statistics.fmean((a - b) ** 2 for a, b in pairs))
 
 
 def _listen(
