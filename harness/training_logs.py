@@ -20,6 +20,9 @@ from harness.errors import DataError, InputError
 from harness.files import read_json
 from harness.types import TrainingLog, TrainingRow, TrainingSource
 
+RECIPE, LAST_GOOD = "recipe.json", "last_good"
+"""What ``tbpo train`` calls the record of a run, and the last weights before it diverged."""
+
 LOG = "train_log.jsonl"
 SEEDS = "seeds"
 NO_LOG = f"no {LOG} beside its weights"

@@ -34,15 +34,13 @@ from harness.adapters.lora_folder import (
 from harness.adapters.tensors import load_tensors, open_tensors
 from harness.errors import CheckpointError
 from harness.files import read_json, sha256_file
+from harness.training_logs import LAST_GOOD, RECIPE
 from harness.types import CheckpointSpec, Loadable
 
 MERGE_VERSION = 1
 """Raised whenever the merge's arithmetic changes, so that no old merge is reused."""
 
 SAFE_WEIGHTS = "adapter_model.safetensors"
-
-RECIPE, LAST_GOOD = "recipe.json", "last_good"
-"""What ``tbpo train`` calls the record of a run, and the last weights before it diverged."""
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 

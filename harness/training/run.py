@@ -30,11 +30,10 @@ from harness.training.objectives import Statistic, build_objective
 from harness.training.ranks import on_first, processes
 from harness.training.recipe import Recipe
 from harness.training.trainer import Material, PreferenceTrainer
-from harness.training_logs import LOG
+from harness.training_logs import LOG, RECIPE
 
 TRAINED = "trained.json"
 """What a finished run measured; the manifest adds the search and the float32 measures."""
-RECIPE = "recipe.json"
 FINAL_STEPS = 10
 """Last steps whose losses the manifest averages."""
 

@@ -16,9 +16,8 @@ from harness.training.checkpoints import CHECKPOINTS
 from harness.training.logs import TrainLog
 from harness.training.ranks import check_supported, on_first
 from harness.training.recipe import Recipe
-from harness.training.run import RECIPE, TRAINED, Workshop, begin, measure_float32, train_once
-from harness.training.trainer import LAST_GOOD
-from harness.training_logs import LOG, SEEDS
+from harness.training.run import TRAINED, Workshop, begin, measure_float32, train_once
+from harness.training_logs import LAST_GOOD, LOG, RECIPE, SEEDS
 
 MANIFEST = "manifest.json"
 RUNS = "runs"

@@ -40,10 +40,9 @@ from harness.training.model import PreferenceModel, sides, use_bfloat16
 from harness.training.objectives import Objective
 from harness.training.ranks import on_first, processes
 from harness.training.recipe import Recipe
-from harness.training_logs import LOG
+from harness.training_logs import LAST_GOOD, LOG
 
 HEAD_OPTIMIZER = "baseline_head_optimizer.pt"
-LAST_GOOD = "last_good"
 KEPT = 2
 """Checkpoints kept while training, so that one is whole while the next is written."""
 
