@@ -54,8 +54,7 @@ def cache(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint(folders: Path, name: str, dtype: Dtype = Dtype.FLOAT32, **fields: bool) -> Loadable:
-    spec = CheckpointSpec(name=name, source=str(folders / name), dtype=dtype)
-    return prepare(spec.model_copy(update={"base": str(folders / "a"), **fields}))
+    return prepare(CheckpointSpec(name=name, source=str(folders / name), dtype=dtype, **fields))
 
 
 def sequences() -> list[list[int]]:
