@@ -15,12 +15,14 @@ import pytest
 from harness.engines.batching import batches
 from harness.errors import CheckpointError, InputError, TrainingError
 from harness.files import cache_root, packaged, read_json
+from harness.judges.bradley_terry import reward_info
 from harness.judges.reward import (
     MANIFEST,
     WEIGHTS,
     Recipe,
     RewardManifest,
     RewardModel,
+    arithmetic,
     encode,
     encode_answer,
     encode_prompt,
@@ -255,6 +257,18 @@ def test_fit_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     files = ["--pairs", "none.jsonl", "--test", "none.jsonl"]
     assert main([*files, "--output", str(tmp_path), "--seed", "0"]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_emulated_bfloat16_is_computed_in_float32_and_named_so(
+    monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr("harness.judges.reward.computes_bfloat16", lambda: able)
+    assert arithmetic("bfloat16") == ("bfloat16" if able else "float32")
+    assert arithmetic("float32") == "float32"
+    found = reward_info().identity
+    monkeypatch.setattr("harness.judges.reward.computes_bfloat16", lambda: not able)
+    assert reward_info().identity != found
 
 
 USER_CACHE = cache_root()

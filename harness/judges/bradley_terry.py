@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from harness.files import packaged, read_json
 from harness.judges import AnswerPair, judge_identity, verdict
-from harness.judges.reward import MANIFEST, RewardManifest, RewardModel
+from harness.judges.reward import MANIFEST, RewardManifest, RewardModel, arithmetic
 from harness.progress import bar
 from harness.types import Estimate, JudgeInfo, Judgment, Message, Outcome
 
@@ -23,6 +24,9 @@ def reward_info() -> JudgeInfo:
     content = read_json(packaged("judges", FOLDER, MANIFEST))
     manifest = RewardManifest.model_validate(content)
     test = manifest.test[OVERALL]
+    decides: dict[str, Any] = {"manifest": content}
+    if (computed := arithmetic(manifest.base.dtype)) != manifest.base.dtype:
+        decides["arithmetic"] = computed
     data = ", ".join(data.file for data in manifest.measured_on)
     return JudgeInfo(
         name=NAME,
@@ -37,7 +41,7 @@ def reward_info() -> JudgeInfo:
             method="wilson",
         ),
         measured_on=f"{data}; no pair of theirs was used in fitting",
-        identity=judge_identity(NAME, VERSION, {"manifest": content}),
+        identity=judge_identity(NAME, VERSION, decides),
         lead_metrics=LEAD_METRICS,
     )
 

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from harness.engines.batching import batches
 from harness.errors import CheckpointError, InputError
 from harness.files import read_json, sha256_file
+from harness.processor import computes_bfloat16
 from harness.prompts import load_tokenizer, render
 from harness.types import Message, Record, Role
 
@@ -202,8 +203,15 @@ def encode(
     ]
 
 
+def arithmetic(dtype: str) -> str:
+    """Return what a model of ``dtype`` is computed in here: float32 where bfloat16 is emulated."""
+    return "float32" if dtype == "bfloat16" and not computes_bfloat16() else dtype
+
+
 def load_backbone(folder: Path, recipe: Recipe, dtype: str) -> Any:
     """Return the base model in ``folder``, cut above the last layer that the recipe reads.
+
+    Weights are rounded to ``dtype`` and then computed in what ``arithmetic`` says.
 
     Raises:
         CheckpointError: the model has fewer layers than the recipe reads.
@@ -219,7 +227,7 @@ def load_backbone(folder: Path, recipe: Recipe, dtype: str) -> Any:
         )
     model.layers = model.layers[: recipe.depth]
     model.norm = torch.nn.Identity()
-    return model.requires_grad_(False)
+    return model.to(getattr(torch, arithmetic(dtype))).requires_grad_(False)
 
 
 def _hidden_states(model: Any, batch: Sequence[Encoded]) -> tuple[Tensor, ...]:
