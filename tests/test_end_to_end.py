@@ -34,7 +34,7 @@ COMMAND = [
     "--suite",
     "mini",
     "--limit",
-    "4",
+    "2",
     "--output",
 ]
 

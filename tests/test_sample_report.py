@@ -62,9 +62,9 @@ def check_wilson(estimate: dict[str, Any], successes: float, count: int) -> None
     assert estimate["high"] == pytest.approx(expected.high, abs=1e-6)
 
 
-def bootstrap(count: int, statistic: Callable[[np.ndarray], float], times: int) -> np.ndarray:
-    rng = np.random.default_rng(7)
-    return np.array([statistic(rng.integers(0, count, count)) for _ in range(times)])
+def bootstrap(count: int, statistic: Callable[[np.ndarray], Any], times: int) -> np.ndarray:
+    """Return ``times`` values of a statistic that takes (B, count) indices and returns (B,)."""
+    return np.asarray(statistic(np.random.default_rng(7).integers(0, count, (times, count))))
 
 
 def weighted_sums(frame: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def test_metrics(
             check_wilson(estimate, estimate["value"] * len(sums), len(sums))
             continue
         draws = bootstrap(
-            len(sums), lambda i, p=product, w=weight: p[i].sum() / w[i].sum(), RESAMPLES
+            len(sums), lambda i, p=product, w=weight: p[i].sum(-1) / w[i].sum(-1), RESAMPLES
         )
         check_interval(estimate, draws)
 
@@ -152,11 +152,11 @@ def test_differences(comparison: dict[str, Any], scores: pd.DataFrame) -> None:
             both[c].to_numpy() for c in ("product_a", "weight_a", "product_b", "weight_b")
         )
 
-        def statistic(i: np.ndarray, a=a, wa=wa, b=b, wb=wb) -> float:  # type: ignore[no-untyped-def]
-            return a[i].sum() / wa[i].sum() - b[i].sum() / wb[i].sum()
+        def statistic(i: np.ndarray, a=a, wa=wa, b=b, wb=wb) -> np.ndarray:  # type: ignore[no-untyped-def]
+            return a[i].sum(-1) / wa[i].sum(-1) - b[i].sum(-1) / wb[i].sum(-1)
 
         estimate = found["estimate"]
-        assert estimate["value"] == pytest.approx(statistic(np.arange(len(both))), abs=1e-9)
+        assert estimate["value"] == pytest.approx(float(statistic(np.arange(len(both)))), abs=1e-9)
         check_interval(estimate, bootstrap(len(both), statistic, RESAMPLES))
 
 
@@ -171,6 +171,19 @@ def length_controlled(labels: np.ndarray, covariate: np.ndarray) -> float:
         return float((np.logaddexp(0, z) - labels * z).sum() + 0.005 * (theta**2).sum())
 
     return float(1 / (1 + np.exp(-minimize(loss, np.zeros(2), tol=1e-10).x[0])))
+
+
+def length_controlled_all(labels: np.ndarray, covariate: np.ndarray) -> np.ndarray:
+    """The same for (B, n) labels and covariates, by Newton's method: (B,) probabilities."""
+    design = np.stack([np.ones_like(covariate), covariate], axis=-1)
+    theta = np.zeros((len(labels), 2))
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-np.einsum("bnk,bk->bn", design, theta)))
+        gradient = np.einsum("bnk,bn->bk", design, p - labels) + 0.01 * theta
+        hessian = np.einsum("bnk,bn,bnl->bkl", design, p * (1 - p), design) + 0.01 * np.eye(2)
+        theta -= np.linalg.solve(hessian, gradient[..., None])[..., 0]
+    assert np.abs(gradient).max() < 1e-6
+    return 1 / (1 + np.exp(-theta[:, 0]))
 
 
 def test_win_rates(comparison: dict[str, Any], judgments: pd.DataFrame) -> None:
@@ -198,7 +211,7 @@ def test_win_rates(comparison: dict[str, Any], judgments: pd.DataFrame) -> None:
         assert rate["estimate"]["value"] == pytest.approx(labels.mean(), abs=1e-9)
         assert rate["mean_length_difference"] == pytest.approx(lengths.mean(), abs=1e-9)
         if len(set(labels)) > 1:
-            draws = bootstrap(len(labels), lambda i, v=labels: v[i].mean(), RESAMPLES)
+            draws = bootstrap(len(labels), lambda i, v=labels: v[i].mean(-1), RESAMPLES)
             check_interval(rate["estimate"], draws)
         else:
             check_wilson(rate["estimate"], labels.sum(), len(labels))
@@ -211,7 +224,7 @@ def test_win_rates(comparison: dict[str, Any], judgments: pd.DataFrame) -> None:
             if rate["baseline"] == "reference" and len(set(labels)) > 1:
                 refits = bootstrap(
                     len(labels),
-                    lambda i, v=labels, x=covariate: length_controlled(v[i], x[i]),
+                    lambda i, v=labels, x=covariate: length_controlled_all(v[i], x[i]),
                     300,
                 )
                 check_interval(found, refits, slack=0.035)
