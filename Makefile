@@ -8,6 +8,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 READY  := $(VENV)/.ready-$(EXTRA)
+# Whole files go to processes of one thread each: torch's threads wait long for each other where
+# they share cores. Engines cannot share a GPU.
+TESTS_cpu := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+TESTS_gpu := $(BIN)/python -m pytest
 TORCH  := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -17,7 +21,7 @@ demo: $(READY)
 	$(BIN)/tbpo demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(TESTS_$(EXTRA))
 
 check: $(READY)
 	$(BIN)/ruff check .
