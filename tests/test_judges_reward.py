@@ -29,7 +29,6 @@ from harness.judges.reward import (
     probability,
 )
 from harness.training.reward import (
-    RISKY,
     Features,
     Rows,
     agreement,
@@ -298,20 +297,18 @@ def test_length_baseline_is_measured_again(test_rows: Rows) -> None:
 
 @pytest.mark.slow
 def test_agreement_is_measured_again(test_rows: Rows, real_model: RewardModel) -> None:
-    """On one of the manifest's subsets: both take minutes on a small machine."""
     rows = test_rows
     assert rows.files == real_model.manifest.measured_on
-    pairs = [p for p, subset in zip(rows.pairs, rows.subsets, strict=True) if subset == RISKY]
-    dialogues = [pair.messages for pair in pairs] * 2
-    answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    dialogues = [pair.messages for pair in rows.pairs] * 2
+    answers = [pair.chosen for pair in rows.pairs] + [pair.rejected for pair in rows.pairs]
     counts: list[int] = []
     rewards = np.array(real_model.rewards(dialogues, answers, counts.append))
     assert sum(counts) == len(answers)
-    differences = rewards[: len(pairs)] - rewards[len(pairs) :]
-    found = agreements(differences, [RISKY] * len(pairs))[RISKY]
-    expected = real_model.manifest.test[RISKY]
-    assert found.n == expected.n
-    assert abs(found.correct - expected.correct) <= 2
+    differences = rewards[: len(rows.pairs)] - rewards[len(rows.pairs) :]
+    for name, found in agreements(differences, rows.subsets).items():
+        expected = real_model.manifest.test[name]
+        assert found.n == expected.n
+        assert abs(found.correct - expected.correct) <= 2
     assert log_loss(differences, real_model.manifest.scale) < math.log(2)
 
 
