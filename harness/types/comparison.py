@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from harness.types.judging import SuiteJudge, SuitePanel
 from harness.types.records import (
     Counts,
     Estimate,
@@ -116,7 +117,8 @@ class Comparison(Record):
 
     ``gaps`` names in words whatever is missing; a comparison with gaps is not complete.
     ``unknown`` names what nobody can know of a checkpoint in its form, such as an endpoint's
-    entropy, where no primary metric is concerned.
+    entropy, where no primary metric is concerned. ``judge_quality`` and ``judge_agreement`` are of
+    judges whose verdicts do not follow from a rule.
     """
 
     schema_version: Literal[2] = 2
@@ -130,6 +132,8 @@ class Comparison(Record):
     seed: int
     training: TrainingStability | None = None
     unknown: tuple[str, ...] = ()
+    judge_quality: tuple[SuiteJudge, ...] = ()
+    judge_agreement: tuple[SuitePanel, ...] = ()
 
     @property
     def complete(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.processor import computes_bfloat16
 
@@ -263,6 +263,42 @@ REFERENCE = "reference"
 """Name of the baseline that stands for the suite's own reference answers."""
 
 
+class Shown(StrEnum):
+    """Whose answer a pairwise judge was shown first."""
+
+    CANDIDATE_FIRST = "candidate_first"
+    BASELINE_FIRST = "baseline_first"
+
+
+def _no(value: bool) -> bool:
+    return not value
+
+
+class OrderedVerdict(Record):
+    """Verdict on a pair whose answers were shown in one order.
+
+    Attributes:
+        outcome: of the candidate, whichever place it was shown in.
+        preference: degree in [0, 1] to which the candidate is better; None if INVALID.
+        reply: what the judge said, on one line and cut; None where it gave no reply.
+        attempts: replies that the judge was asked for.
+        reason: why the verdict is INVALID.
+        unanswered: no usable reply came; asking again may bring one.
+    """
+
+    shown: Shown
+    outcome: Outcome
+    preference: Probability | None
+    reply: str | None = None
+    attempts: int = Field(default=1, ge=0)
+    reason: str | None = None
+    unanswered: bool = Field(default=False, exclude_if=_no)
+
+
+def _empty(value: tuple[object, ...]) -> bool:
+    return not value
+
+
 class Judgment(Record):
     """Verdict on one pair of answers to one prompt.
 
@@ -271,6 +307,7 @@ class Judgment(Record):
         preference: probability or degree in [0, 1] that the candidate is better; None if INVALID.
         length_difference: candidate's length minus baseline's, in characters.
         reason: why the verdict is INVALID.
+        orders: the verdicts behind it, of a judge that was shown the answers in both orders.
     """
 
     suite: str
@@ -282,6 +319,13 @@ class Judgment(Record):
     preference: Probability | None
     length_difference: int
     reason: str | None = None
+    # Left out of a dump where empty: judgments of other judges keep their published form.
+    orders: tuple[OrderedVerdict, ...] = Field(default=(), exclude_if=_empty)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a judge was asked and gave no usable reply, so that asking again may help."""
+        return any(order.unanswered for order in self.orders)
 
 
 class Estimate(Record):
@@ -349,6 +393,9 @@ class JudgeInfo(Record):
         measured_on: the data behind ``agreement``.
         lead_metrics: metrics the report shows first where the judge is no better than chance.
         judges_reference: whether verdicts against the suite's reference answers are expected.
+        by_rule: the verdict follows from a rule, so that agreement with people is no question.
+        pairs: (suite, candidate, baseline) that it judged, of one whose verdicts were imported;
+            None for a judge of all pairs.
     """
 
     name: str
@@ -359,6 +406,8 @@ class JudgeInfo(Record):
     identity: str
     lead_metrics: tuple[str, ...] = ()
     judges_reference: bool = True
+    by_rule: bool = True
+    pairs: tuple[tuple[str, str, str], ...] | None = None
 
     @property
     def no_better_than_chance(self) -> bool:
@@ -381,3 +430,53 @@ class SuiteCard(Record):
     primary: tuple[str, ...]
     has_reference: bool
     licence: str
+
+
+class JudgeSpec(Record):
+    """A language model as a judge, as the user named it.
+
+    Attributes:
+        name: unique in a run; shown in reports.
+        source: the URL of an OpenAI-compatible API, or a checkpoint for the engine in process.
+        model: name under which an API serves it.
+        api_key_env: environment variable that holds an API's key; never the key itself.
+        prompts: ``tbpo`` (this package's own), the name of an evaluator of the installed
+            alpaca-eval package, or a YAML file.
+        max_tokens: longest reply, in tokens; by default what the prompt asks for.
+        retries: new tries after a reply that cannot be read.
+        seed: of the first try; each new one counts it up.
+        logprobs: read a degree of preference from the log-probabilities of the labels.
+        dtype, base: of a checkpoint, as in `CheckpointSpec`.
+        suites: those that it judges (on the command line with ``+`` between them); by default
+            every suite of prompts with one answer a prompt.
+    """
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w][\w.+-]*$")
+    source: str = Field(min_length=1)
+    model: str | None = Field(default=None, min_length=1)
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    prompts: str = Field(default="tbpo", min_length=1)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    max_tokens: int | None = Field(default=None, ge=1)
+    retries: int = Field(default=2, ge=0)
+    seed: int = 0
+    logprobs: bool = True
+    dtype: Dtype = Field(default_factory=native_dtype)
+    base: str | None = None
+    suites: tuple[str, ...] = ()
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return value.split("+") if isinstance(value, str) else value
+
+    @property
+    def checkpoint(self) -> CheckpointSpec:
+        """What is asked: the part that an adapter prepares."""
+        shared = self.model_fields_set & CheckpointSpec.model_fields.keys()
+        return CheckpointSpec.model_validate({name: getattr(self, name) for name in shared})
+
+    @property
+    def asks_an_api(self) -> bool:
+        """Whether the judge is behind an API, and not in this machine's engine."""
+        return self.source.startswith(("http://", "https://"))
