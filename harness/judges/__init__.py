@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harness.files import sha256_json
 from harness.types import REFERENCE, Example, JudgeInfo, Judgment, Outcome
@@ -47,6 +47,15 @@ class Judge(Protocol):
 
     def compare(self, pairs: Sequence[AnswerPair]) -> list[Judgment]:
         """Return one judgment for each pair, in order."""
+        ...
+
+
+@runtime_checkable
+class HoldingJudge(Protocol):
+    """A judge that holds something, such as an engine, between calls."""
+
+    def close(self) -> None:
+        """Give back what is held; the judge may be asked again."""
         ...
 
 

@@ -43,6 +43,7 @@ def reward_info() -> JudgeInfo:
         measured_on=f"{data}; no pair of theirs was used in fitting",
         identity=judge_identity(NAME, VERSION, decides),
         lead_metrics=LEAD_METRICS,
+        by_rule=False,
     )
 
 

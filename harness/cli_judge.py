@@ -1,0 +1,119 @@
+"""``tbpo judge``: how far a language model can be trusted as a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli_config import (
+    judge_option,
+    judge_spec,
+    limit_option,
+    parse_settings,
+    prices_option,
+)
+from harness.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.judge_check import Check, Measured
+
+
+@click.group()
+def judge() -> None:
+    """Measure judges before their verdicts are believed."""
+
+
+@judge.command()
+@judge_option
+@click.option(
+    "--pairs",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Preference file with human labels: 'chosen' and 'rejected' answers. Repeat it.",
+)
+@limit_option
+@click.option(
+    "--budget",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Cap on what the judges may use: usd=5, tokens=1000000 or requests=500. Repeat it.",
+)
+@click.option(
+    "--engine-set", "engine", multiple=True, metavar="KEY=VALUE", help="A setting of the engine."
+)
+@click.option(
+    "--endpoint-set", "endpoint", multiple=True, metavar="KEY=VALUE", help="How APIs are asked."
+)
+@prices_option
+@click.option(
+    "--suite",
+    default="instruction_following",
+    show_default=True,
+    help="Whose prompt the judge gets: SUITE, or SUITE/SUBSET such as hh/harmless.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def check(
+    judges: tuple[str, ...],
+    files: tuple[Path, ...],
+    limit: int | None,
+    budget: tuple[str, ...],
+    engine: tuple[str, ...],
+    endpoint: tuple[str, ...],
+    prices: Path | None,
+    suite: str,
+    as_json: bool,
+) -> None:
+    """Measure how often judges decide as people did, and how steadily.
+
+    What is found of a judge is kept, and stands beside its verdicts in the reports of later runs.
+    """
+    specs = [judge_spec(text) for text in judges]
+    if not specs:
+        raise InputError("no judge given: --judge NAME=SOURCE[,key=value...]")
+    from harness.engines.environment import prepare_process
+
+    prepare_process()
+    from harness.judge_check import check_judges
+
+    found = check_judges(
+        specs,
+        files,
+        suite,
+        limit=limit,
+        engine=parse_settings(engine, "--engine-set"),
+        endpoint=parse_settings(endpoint, "--endpoint-set"),
+        budget=parse_settings(budget, "--budget"),
+        prices=prices,
+    )
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_lines(found)))
+
+
+def _lines(found: Check) -> Iterator[str]:
+    yield f"{found.pairs} pairs of {found.measured_on}, shown in both orders"
+    if found.skipped:
+        yield f"left out: {found.skipped}"
+    for judge in found.judges:
+        yield from _judge_lines(judge)
+    for name, estimate in found.between.items():
+        yield _line(name, estimate)
+
+
+def _judge_lines(found: Measured) -> Iterator[str]:
+    yield found.name
+    for name, estimate in found.figures.items():
+        yield _line(name, estimate)
+    yield f"  decided alike {found.alike}, tie {found.half}, against people {found.opposed}"
+
+
+def _line(name: str, estimate: object) -> str:
+    from harness.reading import estimate_text
+    from harness.types import Estimate
+
+    assert isinstance(estimate, Estimate)
+    missing = f", missing {estimate.missing}" if estimate.missing else ""
+    return f"  {name:34} {estimate_text(estimate)}  n {estimate.n}{missing}"
