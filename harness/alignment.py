@@ -75,11 +75,14 @@ class AlignedRun:
     def expected_pairs(self) -> Iterator[Pair]:
         """Yield each pair that each judge of each suite should have compared."""
         blind = {judge.name for judge in self.manifest.judges if not judge.judges_reference}
+        some = {judge.name: judge.pairs for judge in self.manifest.judges}
         for card in self.manifest.suites:
             for judge in card.judges:
                 reference = [REFERENCE] if card.has_reference and judge not in blind else []
                 for baseline, candidate in combinations([*reference, *self.checkpoints], 2):
-                    yield Pair(card.name, judge, candidate, baseline)
+                    judged = some.get(judge)
+                    if judged is None or (card.name, candidate, baseline) in judged:
+                        yield Pair(card.name, judge, candidate, baseline)
 
     def judged_examples(self, pair: Pair) -> list[str]:
         """Return the examples a verdict is expected on: all, or those with a reference answer."""

@@ -6,45 +6,35 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness import __version__
+from harness.cli_annotate import annotate
 from harness.cli_checkpoints import checkpoints as checkpoints_group
+from harness.cli_config import build_config, limit_option, output_option, run_config, run_options
+from harness.cli_judge import judge
+from harness.cli_plan import plan
+from harness.cli_score import import_command, score
 from harness.cli_stability import stability
 from harness.cli_train import train
-from harness.errors import InputError, TbpoError
+from harness.cli_winrate import winrate
+from harness.errors import TbpoError
 
 if TYPE_CHECKING:
     from harness.plan import RunConfig
 
-CHECKPOINT_HELP = (
-    "NAME=SOURCE[,key=value...]; SOURCE is a Hugging Face or PEFT folder, a hub id, a policy.pt, a "
-    "GGUF file, an endpoint's URL, a file of recorded outputs or embedded:NAME. Keys: method, "
-    "base, dtype, chat_template, merge, model, api_key_env, allow_unchanged, training_logs, "
-    "adapter. Repeat it; the first is the base that differences are taken against."
-)
 DEMO_OBJECTIVES = ("sft", "dpo", "bpo", "tdpo2", "tis-dpo", "tbpo-q", "tbpo-a")
 DEMO_CHECKPOINTS = (
     ("base", "embedded:smollm2-135m-instruct", "instruct"),
     *((name, f"embedded:{name}", name) for name in DEMO_OBJECTIVES),
 )
 
-LENGTH = "max_model_len"
-"""The longest context: an option of its own, and a setting of the engine."""
-
 DEFECT = 70
 """Exit code of an error that no message was written for."""
 
-output_option = click.option(
-    "--output", type=click.Path(path_type=Path), help="Run folder to write or go on with."
-)
-limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="Only about this many examples of each suite."
-)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 run_argument = click.argument("run_folder", type=click.Path(path_type=Path))
 
@@ -61,107 +51,6 @@ def cli(verbose: bool) -> None:
         stream=sys.stderr,
     )
     logging.getLogger("harness").setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def parse_checkpoint(text: str) -> dict[str, str]:
-    """Return the fields of ``NAME=SOURCE[,key=value...]``.
-
-    Raises:
-        InputError: no name, no source, or a part that is not key=value.
-    """
-    head, *rest = text.split(",")
-    name, found, source = head.partition("=")
-    if not (found and name and source):
-        raise InputError(f"--checkpoint '{text}': expected NAME=SOURCE[,key=value...]")
-    fields = {"name": name, "source": source}
-    for part in rest:
-        key, found, value = part.partition("=")
-        if not (found and key and value):
-            raise InputError(f"--checkpoint '{text}': '{part}' is not key=value")
-        fields[key] = value
-    return fields
-
-
-def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML (numbers, true, null).
-
-    Raises:
-        InputError: a text that is not KEY=VALUE, or a value that is not YAML.
-    """
-    import yaml
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (equals and key and value):
-            raise InputError(f"{option} '{text}': expected KEY=VALUE")
-        try:
-            found[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
-            raise InputError(
-                f"{option} '{text}': the value is not YAML. Where it is meant as text, put quotes "
-                f"around it: {option} '{key}=\"{value}\"'"
-            ) from error
-    return found
-
-
-def file_values(path: Path) -> dict[str, Any]:
-    """Return the keys of a run's YAML file, ``engine`` and ``endpoint`` as mappings of settings.
-
-    An engine given by its name alone and ``deterministic``, as the options have them, become
-    settings of the engine.
-
-    Raises:
-        InputError: the file cannot be read, or settings are no mapping.
-    """
-    from harness.suites import read_yaml
-
-    values = read_yaml(path)
-    if isinstance(values.get("engine"), str):
-        values["engine"] = {"name": values["engine"]}
-    for key in ("engine", "endpoint"):
-        values[key] = {} if values.get(key) is None else values[key]
-        if not isinstance(values[key], dict):
-            name = " or a name" if key == "engine" else ""
-            raise InputError(
-                f"{path}: {key}: expected a mapping of settings{name}, found "
-                f"{type(values[key]).__name__}"
-            )
-    if "deterministic" in values:
-        values["engine"] |= {"deterministic": values.pop("deterministic")}
-    return values
-
-
-def _prefer_option(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """Take the context out of a file's values where the options give it, in either of its forms."""
-    if given.get(LENGTH) is not None or LENGTH in given.get("engine", {}):
-        values.pop(LENGTH, None)
-        values.get("engine", {}).pop(LENGTH, None)
-
-
-def build_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
-    """Return the run's configuration: a YAML file's keys, overridden by what the options give.
-
-    Raises:
-        InputError: unknown or wrong key, or a value that is required and absent.
-    """
-    from pydantic import ValidationError
-
-    from harness.plan import RunConfig
-    from harness.suites import validation_text
-
-    values = file_values(path) if path is not None else {}
-    _prefer_option(values, given)
-    for key, value in given.items():
-        if isinstance(value, dict):
-            values[key] = (values.get(key) or {}) | value
-        elif value not in (None, (), []):
-            values[key] = value
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        where = str(path) if path is not None else "options"
-        raise InputError(f"{where}: {validation_text(error)}") from error
 
 
 def _run(config: RunConfig) -> None:
@@ -199,61 +88,10 @@ def demo(output: Path | None, limit: int | None) -> None:
 
 
 @cli.command(name="run")
-@click.option("--checkpoint", "checkpoints", multiple=True, metavar="SPEC", help=CHECKPOINT_HELP)
-@click.option("--suite", "suites", multiple=True, help="Suite, group or YAML file. Repeat it.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML with these options as keys.")
-@output_option
-@limit_option
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of all sampling (default 0).")
-@click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens.")
-@click.option("--engine", help="vllm or transformers; by default vLLM where it is installed.")
-@click.option(
-    "--deterministic",
-    is_flag=True,
-    help="Answers that do not depend on the batch they are computed in; much slower.",
-)
-@click.option(
-    "--engine-set",
-    "engine_settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting of the engine, such as max_num_seqs=32 or tensor_parallel_size=2. Repeat it.",
-)
-@click.option(
-    "--endpoint-set",
-    "endpoint_settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="How endpoints are asked, such as concurrency=8. Repeat it.",
-)
-def run_command(
-    checkpoints: tuple[str, ...],
-    suites: tuple[str, ...],
-    config: Path | None,
-    output: Path | None,
-    limit: int | None,
-    seed: int | None,
-    max_model_len: int | None,
-    engine: str | None,
-    deterministic: bool,
-    engine_settings: tuple[str, ...],
-    endpoint_settings: tuple[str, ...],
-) -> None:
+@run_options
+def run_command(**given: Any) -> None:
     """Evaluate checkpoints on suites through one engine start; write a report."""
-    chosen: dict[str, Any] = {"name": engine} if engine else {}
-    if deterministic:
-        chosen["deterministic"] = True
-    given = {
-        "checkpoints": [parse_checkpoint(text) for text in checkpoints],
-        "suites": list(suites),
-        "output": output,
-        "limit": limit,
-        "seed": seed,
-        "max_model_len": max_model_len,
-        "engine": chosen | parse_settings(engine_settings, "--engine-set"),
-        "endpoint": parse_settings(endpoint_settings, "--endpoint-set"),
-    }
-    _run(build_config(config, given))
+    _run(run_config(given))
 
 
 @cli.command()
@@ -305,6 +143,12 @@ def gate(
 cli.add_command(checkpoints_group)
 cli.add_command(train)
 cli.add_command(stability)
+judge.add_command(annotate)
+cli.add_command(judge)
+cli.add_command(plan)
+cli.add_command(winrate)
+cli.add_command(score)
+cli.add_command(import_command)
 
 
 @cli.command()

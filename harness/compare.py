@@ -19,9 +19,13 @@ from harness.alignment import AlignedRun, Answer, Examples, Pair, align
 from harness.stability import read_stability, training_gaps
 from harness.stats.bootstrap import Key, Weighted, cluster_mean, paired_difference
 from harness.stats.estimates import mirrored
+from harness.stats.judge_agreement import judge_agreement
+from harness.stats.judge_quality import judge_quality
+from harness.stats.judged import Judged, Lengths, from_judgments
 from harness.stats.proportion import wilson
 from harness.stats.winrate import count_outcomes, length_controlled_win_rate, win_rate
 from harness.types import (
+    REFERENCE,
     SHARE,
     Comparison,
     Estimate,
@@ -38,6 +42,8 @@ from harness.types import (
     SampleAnswers,
     Score,
     Status,
+    SuiteJudge,
+    SuitePanel,
     TrainingRow,
     WinRate,
 )
@@ -86,6 +92,8 @@ def compare(
         seed=seed,
         training=read_stability(manifest.training, training) if manifest.training else None,
         unknown=tuple(_unknown(run, tables)),
+        judge_quality=tuple(_judge_quality(run, resampling)),
+        judge_agreement=tuple(_judge_agreement(run, resampling)),
     )
 
 
@@ -317,6 +325,61 @@ def _length_controlled(verdicts: _Verdicts, pair: Pair, resampling: _Resampling)
         resamples=resampling.resamples,
         missing=verdicts.absent,
     )
+
+
+# How far the judges can be trusted.
+
+
+def _judge_quality(run: AlignedRun, resampling: _Resampling) -> Iterator[SuiteJudge]:
+    for card in run.manifest.suites:
+        judged = _opinions(run, card.name)
+        rng = resampling.rng("judge quality", card.name)
+        if judged is not None:
+            found = judge_quality(judged, rng=rng, resamples=resampling.resamples)
+            yield from (SuiteJudge(suite=card.name, quality=quality) for quality in found)
+
+
+def _judge_agreement(run: AlignedRun, resampling: _Resampling) -> Iterator[SuitePanel]:
+    for card in run.manifest.suites:
+        judged = _opinions(run, card.name)
+        rng = resampling.rng("judge agreement", card.name)
+        if judged is not None:
+            found = judge_agreement(judged, rng=rng, resamples=resampling.resamples)
+            yield from [SuitePanel(suite=card.name, agreement=found)] if found else []
+
+
+def _opinions(run: AlignedRun, suite: str) -> Judged | None:
+    """Return a suite's judgments whose verdicts do not follow from a rule; None without any."""
+    rules = {judge.name for judge in run.manifest.judges if judge.by_rule}
+    found = [
+        judgment
+        for pair in sorted(run.judgments)
+        if pair.suite == suite and pair.judge not in rules
+        for _, judgment in sorted(run.judgments[pair].items())
+    ]
+    return from_judgments(found, _lengths(run)) if found else None
+
+
+def _lengths(run: AlignedRun) -> Lengths:
+    references = {
+        (suite, e.id): len(e.reference.strip())
+        for suite, examples in run.examples.items()
+        for e in examples
+        if e.reference is not None
+    }
+
+    def length(suite: str, side: str, example: str) -> int | None:
+        if side == REFERENCE:
+            return references.get((suite, example))
+        answer = run.answers(suite, side).get((example, 0))
+        return None if answer is None else len(answer.text.strip())
+
+    def both(found: Judgment) -> tuple[float, float] | None:
+        sides = (found.candidate, found.baseline)
+        sizes = [length(found.suite, side, found.example_id) for side in sides]
+        return None if None in sizes else (float(sizes[0] or 0), float(sizes[1] or 0))
+
+    return both
 
 
 # What is missing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from harness.adapters.identity import verify_unchanged
 from harness.canary import Canary, CanaryProof, Readings, Sequences
 from harness.engines import Completion, Engine, Failure, ReadableEngine, Request, split_key
 from harness.errors import EngineDiedError, EngineError, RunFolderError
-from harness.groups import EngineGroup
+from harness.groups import EngineGroup, speed_of
 from harness.plan import Plan
 from harness.progress import bar
 from harness.prompts import Prompts
 from harness.requests import as_generation, make_requests, request_sha256
+from harness.speeds import remember_speed
 from harness.store import GENERATIONS, RunFolder
 from harness.types import Form, Loadable
 
@@ -236,11 +238,21 @@ class Queue:
     def work(self, engine: Engine) -> None:
         """Sample the missing answers with the engine that holds the checkpoint."""
         chunks = self.chunks()
+        before, started = self._tokens(), time.monotonic()
         with bar(sum(map(len, chunks)), f"generate {self.checkpoint.spec.name}", "answer") as shown:
             for chunk in chunks:
                 replies = _counted(engine.generate(chunk), shown)
                 self.sampler.take(self.checkpoint, replies, self.asked)
+        remember_speed(
+            self._tokens() - before,
+            time.monotonic() - started,
+            **speed_of(self.group, self.checkpoint),
+        )
         verify_unchanged(self.checkpoint)
+
+    def _tokens(self) -> int:
+        name = self.checkpoint.spec.name
+        return sum(g.tokens or 0 for g in self.sampler.generated.values() if g.checkpoint == name)
 
 
 def _say(proof: CanaryProof) -> None:

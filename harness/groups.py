@@ -80,6 +80,20 @@ class EngineGroup:
         return sha256_json(dict(self.make(seed).identity))
 
 
+def speed_of(group: EngineGroup, checkpoint: Loadable) -> dict[str, Any]:
+    """Return what the speed of generation depends on, the requests aside."""
+    about: dict[str, Any] = {"engine": group.engine}
+    if isinstance(group.settings, EngineSettings):
+        about |= {
+            "architecture": checkpoint.architecture,
+            "dtype": checkpoint.arithmetic,
+            "sequences": group.settings.max_num_seqs,
+        }
+    else:
+        about |= {"folder": checkpoint.folder, "model": checkpoint.spec.model}
+    return about
+
+
 EXPECTED = ("is expected to give", "is expected not to depend")
 NOT_MEASURED = " (not measured: only vLLM's CPU build was)"
 """How what holds on a CPU is said of other hardware, on which nobody has looked."""

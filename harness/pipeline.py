@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from harness.canary import (
 )
 from harness.engines.reference import ReferenceModel
 from harness.engines.settings import EngineSettings
+from harness.errors import EngineError
 from harness.generation import Sampler
-from harness.judges import AnswerPair, Judge
+from harness.judges import AnswerPair, HoldingJudge, Judge
 from harness.likelihoods import (
     KL_KEYS,
     RAW_KEYS,
@@ -41,9 +42,9 @@ from harness.likelihoods import (
     raw_scores,
 )
 from harness.metrics.likelihood import LogProbs
-from harness.plan import Plan, RunConfig, make_plan
+from harness.plan import Plan, RunConfig, make_plan, rendered
 from harness.progress import over
-from harness.prompts import Prompts, render_all
+from harness.prompts import Prompts
 from harness.provenance import git_commit, hardware, now
 from harness.requests import make_pairs
 from harness.store import (
@@ -58,6 +59,9 @@ from harness.suites import Suite
 from harness.types import Counts, Generation, Judgment, Loadable, Score, Status, SuiteExample
 
 log = logging.getLogger(__name__)
+
+JUDGED_TOGETHER = 1024
+"""Pairs that a judge is given at once: large enough to keep an endpoint busy."""
 
 LIKELIHOOD = "preference_accuracy"
 """Name of the metric family that is filled from log-probabilities of given answers."""
@@ -76,7 +80,7 @@ def run(config: RunConfig) -> Path:
     """
     plan = make_plan(config)
     done = is_complete(config.output)
-    prompts = {} if done else _prompts(plan)
+    prompts = {} if done else rendered(plan)
     canaries = {} if done else _canaries(plan)
     examples = [
         SuiteExample(suite=suite.spec.name, example=example)
@@ -99,16 +103,6 @@ def run(config: RunConfig) -> Path:
         work.judgments()
         work.finish()
     return config.output
-
-
-def _prompts(plan: Plan) -> dict[str, Prompts]:
-    """Return all prompts by checkpoint; endpoints and files render none here."""
-    prompts: dict[str, Prompts] = {}
-    for group in plan.groups:
-        if isinstance(group.settings, EngineSettings):
-            length = group.settings.max_model_len
-            prompts |= render_all(group.checkpoints, plan.suites, length)
-    return prompts
 
 
 def _canaries(plan: Plan) -> dict[str, Sequences]:
@@ -288,13 +282,19 @@ class Work:
     # -- judgments -----------------------------------------------------------------------------
 
     def judgments(self) -> None:
-        """Let every judge of a suite compare all checkpoints, and each with the reference."""
+        """Let every judge of a suite compare all checkpoints, and each with the reference.
+
+        Raises:
+            EngineError: a judge gave no usable reply on some pairs; the others are kept.
+            BudgetError: the judges' budget is spent; what was judged is kept.
+        """
         texts = {
             (g.suite, g.checkpoint, g.example_id): g.text
             for g in self.generated.values()
             if g.sample == 0
         }
         present = {JUDGMENTS.identity(j) for j in self.folder.records(JUDGMENTS)}
+        unanswered: list[Judgment] = []
         for suite in self.plan.suites:
             for name in suite.spec.judges:
                 judge = self.plan.judges[name]
@@ -305,11 +305,23 @@ class Work:
                     not in present
                 ]
                 log.info("judge '%s' compares %d pairs on %s", name, len(pairs), suite.spec.name)
-                self._judge(judge, pairs)
+                unanswered += self._judge(judge, pairs)
+        if unanswered:
+            raise EngineError(
+                f"{len(unanswered)} judgments are missing (first: judge '{unanswered[0].judge}', "
+                f"{unanswered[0].suite}/{unanswered[0].example_id}: {unanswered[0].reason}). What "
+                "was judged is kept; run the same command to ask for the rest."
+            )
 
-    def _judge(self, judge: Judge, pairs: Sequence[AnswerPair]) -> None:
-        verdicts: list[Judgment] = judge.compare(pairs) if pairs else []
-        self.folder.append(JUDGMENTS, verdicts)
+    def _judge(self, judge: Judge, pairs: Sequence[AnswerPair]) -> list[Judgment]:
+        """Append the judgments of pairs, some at a time; return those that wait for a reply."""
+        unanswered: list[Judgment] = []
+        with closing(judge) if isinstance(judge, HoldingJudge) else nullcontext():
+            for start in range(0, len(pairs), JUDGED_TOGETHER):
+                verdicts = judge.compare(pairs[start : start + JUDGED_TOGETHER])
+                self.folder.append(JUDGMENTS, [v for v in verdicts if not v.unanswered])
+                unanswered += [v for v in verdicts if v.unanswered]
+        return unanswered
 
     # -- end -----------------------------------------------------------------------------------
 

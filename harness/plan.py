@@ -16,12 +16,16 @@ from harness.adapters import prepare, resolve
 from harness.adapters.recorded import recorded_suite
 from harness.adapters.templates import check_templates
 from harness.engines.replay import check_answered
-from harness.errors import InputError
+from harness.engines.settings import EngineSettings
+from harness.errors import InputError, unknown_name
 from harness.files import portable, sha256_json
 from harness.groups import EngineGroup, make_groups
 from harness.judges import Judge
+from harness.judges.llm import Budget, Limits, load_prices
+from harness.judging import llm_judge
 from harness.metrics import ExampleChecker, Metric
 from harness.progress import over
+from harness.prompts import Prompts, render_all
 from harness.requests import make_requests
 from harness.suites import OUTPUTS, Suite, TrainingSuite, limited, load_suites, load_training_suite
 from harness.training_logs import NO_LOG, Logs, find_logs
@@ -33,6 +37,7 @@ from harness.types import (
     Example,
     Form,
     JudgeInfo,
+    JudgeSpec,
     Loadable,
     Record,
     Role,
@@ -51,6 +56,11 @@ class RunConfig(Record):
     """What to run: the command line and a YAML file both become this.
 
     The first checkpoint is the base that implicit rewards and differences are taken against.
+
+    Attributes:
+        judges: language models as judges, beside the judges that the suites declare.
+        budget: caps on what they may use in one go; part of no result.
+        prices: a price table in place of the packaged one.
     """
 
     checkpoints: tuple[CheckpointSpec, ...] = Field(min_length=1)
@@ -61,6 +71,9 @@ class RunConfig(Record):
     max_model_len: int | None = Field(default=None, ge=16)
     engine: dict[str, Any] = Field(default_factory=dict)
     endpoint: dict[str, Any] = Field(default_factory=dict)
+    judges: tuple[JudgeSpec, ...] = ()
+    budget: Limits = Limits()
+    prices: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Plan:
     groups: tuple[EngineGroup, ...]
     metrics: Mapping[str, Metric]
     judges: Mapping[str, Judge]
+    budget: Budget
     manifest: RunManifest
     training_rows: tuple[TrainingRow, ...]
 
@@ -101,6 +115,9 @@ def make_plan(config: RunConfig) -> Plan:
         metrics |= _load_metrics([outputs])
         judges |= _load_judges([outputs])
     _check_suite_names(suites, training)
+    budget = Budget(config.budget, load_prices(config.prices))
+    suites = tuple(_judged_by(suite, config.judges) for suite in suites)
+    judges |= _llm_judges(config, suites, judges, budget)
     check_answered(checkpoints, make_requests(suites, {}, config.seed))
     groups = make_groups(checkpoints, config.engine, config.endpoint, config.max_model_len)
     for warning in tokenizer_warnings(checkpoints):
@@ -109,7 +126,22 @@ def make_plan(config: RunConfig) -> Plan:
     card = training.card(found.source for found in logs) if training else None
     manifest = _manifest(config, suites, groups, checkpoints, metrics, judges, card)
     rows = tuple(row for found in logs for row in found.rows)
-    return Plan(config, suites, checkpoints, groups, metrics, judges, manifest, rows)
+    return Plan(config, suites, checkpoints, groups, metrics, judges, budget, manifest, rows)
+
+
+def rendered(plan: Plan) -> dict[str, Prompts]:
+    """Return all prompts by checkpoint; endpoints and files render none here.
+
+    Raises:
+        CheckpointError: a prompt cannot be rendered.
+        InputError: prompts leave no room for an answer.
+    """
+    prompts: dict[str, Prompts] = {}
+    for group in plan.groups:
+        if isinstance(group.settings, EngineSettings):
+            length = group.settings.max_model_len
+            prompts |= render_all(group.checkpoints, plan.suites, length)
+    return prompts
 
 
 def tokenizer_warnings(checkpoints: Sequence[Loadable]) -> Iterator[str]:
@@ -198,6 +230,45 @@ def _load_judges(suites: Iterable[Suite]) -> dict[str, Judge]:
     for name in names:
         judges[name] = plugins.load("judges", name)()  # type: ignore[operator]
     return judges
+
+
+def _judged_by(suite: Suite, specs: Sequence[JudgeSpec]) -> Suite:
+    """Return the suite with the language models that judge it; its content stays what it is."""
+    names = tuple(spec.name for spec in specs if _judges_suite(spec, suite))
+    spec = suite.spec.model_copy(update={"judges": (*suite.spec.judges, *names)})
+    return suite.model_copy(update={"spec": spec}) if names else suite
+
+
+def _judges_suite(spec: JudgeSpec, suite: Suite) -> bool:
+    if spec.suites:
+        return suite.spec.name in spec.suites
+    return suite.spec.sampling.samples == 1
+
+
+def _llm_judges(
+    config: RunConfig, suites: Sequence[Suite], others: Mapping[str, Judge], budget: Budget
+) -> dict[str, Judge]:
+    """Return the language models that judge, by name.
+
+    Raises:
+        InputError: a name is taken, a suite that a judge names is not run, or no suite is left
+            for it.
+    """
+    run = [suite.spec.name for suite in suites]
+    found: dict[str, Judge] = {}
+    for spec in config.judges:
+        if spec.name in others or spec.name in found:
+            raise InputError(f"two judges are named '{spec.name}'; names must differ.")
+        if absent := sorted(set(spec.suites) - set(run)):
+            raise unknown_name(f"suite of judge '{spec.name}'", absent[0], run)
+        if not any(spec.name in suite.spec.judges for suite in suites):
+            raise InputError(
+                f"judge '{spec.name}' has nothing to judge: every suite of this run samples "
+                "several answers a prompt. Name those whose first answers it is to judge: "
+                "suites=NAME+NAME."
+            )
+        found[spec.name] = llm_judge(spec, config.engine, config.endpoint, budget)
+    return found
 
 
 def _card(suite: Suite, metrics: Mapping[str, Metric]) -> SuiteCard:

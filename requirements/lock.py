@@ -1,6 +1,6 @@
 """Write requirements/cpu.lock: the exact versions installed in this environment.
 
-Run it in an environment where ``pip install -e '.[cpu,train,dev]'`` was done. The lock holds
+Run it in an environment where ``pip install -e '.[cpu,dev]'`` was done. The lock holds
 everything the project needs and nothing else; it is installed with ``pip install --no-deps``, so
 what it leaves out stays out.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = "tbpo-harness"
-EXTRAS = ("cpu", "train", "dev")
+EXTRAS = ("cpu", "dev")
 LEFT_OUT = {
     "torchvision": "its PyPI build does not fit a CPU torch and breaks 'import transformers'",
     "torchaudio": "as torchvision",

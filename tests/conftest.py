@@ -105,3 +105,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of preference pairs about sums."""
     folder = tmp_path_factory.mktemp("pairs")
     return write_rows(folder / "sums.jsonl", [pair_row(i) for i in range(30)])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with long tests first, so that no process is left alone with one at the end."""
+
+    def is_long(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(name) for name in ("engine", "slow"))
+
+    long = {item.path for item in items if is_long(item)}
+    items.sort(key=lambda item: item.path not in long)

@@ -19,7 +19,7 @@ from stability_records import log_rows, write_log, write_seeds
 from suite_records import NAMES, write_suite
 
 from harness import pipeline
-from harness.cli import build_config, parse_checkpoint
+from harness.cli_config import build_config, parse_checkpoint
 from harness.errors import InputError
 from harness.files import packaged
 from harness.groups import EngineGroup

@@ -16,6 +16,8 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import binomtest
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Path(__file__).parents[1] / "reports" / "sample"
 RESAMPLES = 2000
 

@@ -17,6 +17,8 @@ from harness.errors import InputError
 from harness.training.batches import collate
 from harness.training.trainer import PreferenceTrainer, arguments
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "step",
     "loss",

@@ -28,6 +28,8 @@ from harness.training.run import Workshop
 from harness.training.search import train
 from harness.types import CheckpointSpec
 
+pytestmark = pytest.mark.slow
+
 LORA_FILES = {"adapter_config.json", "adapter_model.safetensors"}
 FULL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 RUN_FILES = {"manifest.json", "train_log.jsonl"}

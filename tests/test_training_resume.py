@@ -14,6 +14,8 @@ from training_records import KEYS, equal_weights, read_log, read_weights
 
 from harness.training.checkpoints import drop_partial, last_checkpoint, mark_whole
 
+pytestmark = pytest.mark.slow
+
 DRIVER = Path(__file__).with_name("training_kills.py")
 TRAINER = "harness.training.trainer:PreferenceTrainer"
 

@@ -33,6 +33,8 @@ from harness.training.objectives import (
 )
 from harness.training.search import train
 
+pytestmark = pytest.mark.slow
+
 Spoil = Callable[[Tensor], Tensor]
 
 SPOILS: dict[str, Spoil] = {

@@ -127,6 +127,9 @@ def _win_rates(report: Report) -> Iterator[str]:
         yield "No suite of this run has a pairwise judge."
     for block, plot in report.judges:
         yield from _judge(report, block, plot)
+    if report.panels:
+        yield "### Agreement between judges"
+        yield "\n".join(f"- {escape(line)}" for line in report.panels)
 
 
 def _judge(report: Report, block: JudgeBlock, plot: Plot | None) -> Iterator[str]:
@@ -135,6 +138,14 @@ def _judge(report: Report, block: JudgeBlock, plot: Plot | None) -> Iterator[str
     if block.judge:
         agreement = escape(agreement_text(block.judge))
         yield f"**{agreement}**" if block.judge.agreement else agreement
+    if block.quality:
+        yield table(
+            ["The judge", "Value", "How to read it", "Observations"],
+            [
+                [escape(x.title), x.text.line, escape(x.meaning), str(x.estimate.n)]
+                for x in block.quality
+            ],
+        )
     if block.at_chance:
         yield "> [!CAUTION]\n> These verdicts are no better than chance. Read these metrics first:"
         yield _lines(report, block.lead) if block.lead else "The suite has no such metric."

@@ -165,8 +165,10 @@ def interval_methods(comparison: Comparison) -> list[str]:
 
 def agreement_text(judge: JudgeInfo) -> str:
     """Return how far a judge agrees with people, or why that is not a question."""
-    if judge.agreement is None:
+    if judge.agreement is None and judge.by_rule:
         return "Agreement with people: not applicable, the verdict follows from a rule."
+    if judge.agreement is None:
+        return "Agreement with people: not measured; 'tbpo judge check' measures it."
     words = shown(judge.agreement, SHARE).line
     pairs = counted(judge.agreement.n, "human-labelled pair")
     source = f" ({judge.measured_on})" if judge.measured_on else ""

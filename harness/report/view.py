@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from harness.report.charts import DiversityBlock, Plot, diversity_blocks, win_rate_plot
 from harness.report.figures import svg
+from harness.report.judges import panel_lines
 from harness.report.lookup import Lookup
 from harness.report.palette import Style, styles
 from harness.report.stability import STEM, StabilityBlock, stability_block
@@ -52,6 +53,7 @@ class Report:
     gaps: tuple[str, ...]
     summary: tuple[Line, ...]
     judges: tuple[tuple[JudgeBlock, Plot | None], ...]
+    panels: tuple[str, ...]
     diversity: tuple[DiversityBlock, ...]
     stability: StabilityBlock | None
     suites: tuple[SuiteTables, ...]
@@ -92,6 +94,7 @@ def build(comparison: Comparison) -> Report:
         gaps=tuple(clean(gap) for gap in comparison.gaps),
         summary=summary_lines(lookup),
         judges=tuple((block, win_rate_plot(lookup, block, style)) for block in blocks),
+        panels=panel_lines(lookup),
         diversity=diversity_blocks(lookup, style),
         stability=stability_block(comparison, style),
         suites=tuple(suite_tables(lookup, card) for card in comparison.manifest.suites),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness.report.judges import QualityLine, quality_lines
 from harness.report.lookup import Lookup
 from harness.report.tables import Change, Line, metric_lines, precise
 from harness.report.text import NBSP, Shown, clean, number, shown
@@ -104,6 +105,7 @@ class JudgeBlock:
         matrix: a row of cells for each checkpoint; empty where only one was run.
         focus: the baseline of the table and the figure.
         rows: pairs with ``focus``. others: the remaining pairs.
+        quality: how far the judge can be trusted; empty for a rule.
     """
 
     card: SuiteCard
@@ -115,6 +117,7 @@ class JudgeBlock:
     focus: str
     rows: tuple[RateRow, ...]
     others: tuple[RateRow, ...]
+    quality: tuple[QualityLine, ...]
 
     @property
     def title(self) -> str:
@@ -167,6 +170,7 @@ def _block(lookup: Lookup, card: SuiteCard, name: str) -> JudgeBlock:
         focus=focus,
         rows=tuple(_rows(lookup, card, name, [focus])),
         others=tuple(_rows(lookup, card, name, [b for b in baselines if b != focus])),
+        quality=quality_lines(lookup, card.name, name),
     )
 
 
