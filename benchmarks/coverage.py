@@ -35,7 +35,7 @@ from harness.stats.bootstrap import Weighted, cluster_mean, paired_difference
 from harness.stats.clustered import clustered_share
 from harness.stats.contrasts import PromptTable, contrasts
 from harness.stats.hypothesis import holm, mcnemar, permutation_test, sign_test
-from harness.stats.judge_quality import BothOrders, Sampling, flip_rate, length_slope
+from harness.stats.judge_quality import BothOrders, flip_rate, length_slope
 from harness.stats.judged import Judged
 from harness.stats.krippendorff import Scale, krippendorff_alpha
 from harness.stats.power import (
@@ -164,16 +164,13 @@ APART = np.abs(np.subtract.outer(np.arange(3), np.arange(3))).astype(float)
 # -- intervals -------------------------------------------------------------------------------------
 
 
-def win_rate_bootstrap(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
+def verdict_bootstrap(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
     drawn = verdicts(rng, shape, 0.6)
     return cluster_mean(drawn, shape.clusters, rng=rng, resamples=RESAMPLES, within=(0.0, 1.0)), 0.6
 
 
-def high_win_rate_bootstrap(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
-    drawn = verdicts(rng, shape, 0.75)
-    return cluster_mean(
-        drawn, shape.clusters, rng=rng, resamples=RESAMPLES, within=(0.0, 1.0)
-    ), 0.75
+def high_win_rate(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
+    return clustered_share(verdicts(rng, shape, 0.7), shape.clusters).estimate, 0.7
 
 
 def degree_bootstrap(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
@@ -185,7 +182,7 @@ def degree_bootstrap(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
     )
 
 
-def win_rate_clustered(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
+def win_rate(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
     return clustered_share(verdicts(rng, shape, 0.6), shape.clusters).estimate, 0.6
 
 
@@ -203,9 +200,7 @@ def difference_clustered(rng: Generator, shape: Shape) -> tuple[Estimate, float]
 
 def agreement_raw(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
     sides = ratings(rng, shape, 2).T
-    return raw_agreement(*sides, shape.clusters, rng=rng, resamples=RESAMPLES), float(
-        np.trace(joint())
-    )
+    return raw_agreement(*sides, shape.clusters), float(np.trace(joint()))
 
 
 def kappa_nominal(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
@@ -241,14 +236,14 @@ def alpha_interval(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
 
 def humans(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
     judge, human = ratings(rng, shape, 2).T / 2 + 0.5
-    found = human_agreement(judge, human, shape.clusters, rng=rng, resamples=RESAMPLES)
+    found = human_agreement(judge, human, shape.clusters, rng=rng, resamples=1)
     return found.agreement, float(1 - (joint() * APART).sum() / 2)
 
 
 def flips(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
     flipped = rng.random(shape.n) < chances(rng, shape, 0.25, ICC)
     both = BothOrders(np.ones(shape.n), 1.0 - flipped, shape.clusters.astype(np.int32), 0)
-    return flip_rate(both, Sampling(rng, RESAMPLES)), 0.25
+    return flip_rate(both), 0.25
 
 
 def slope_of_length(rng: Generator, shape: Shape) -> tuple[Estimate, float]:
@@ -282,10 +277,10 @@ def judged_of(preference: Floats, length: Floats, shape: Shape) -> Judged:
 
 
 INTERVALS = (
-    Interval("win rate, bootstrap", win_rate_bootstrap),
-    Interval("win rate 0.75, bootstrap", high_win_rate_bootstrap),
+    Interval("win rate", win_rate),
+    Interval("win rate of 0.7", high_win_rate),
+    Interval("mean of verdicts, bootstrap", verdict_bootstrap),
     Interval("mean of lengths, bootstrap", degree_bootstrap),
-    Interval("win rate, clustered t", win_rate_clustered),
     Interval("paired difference, bootstrap", difference_bootstrap),
     Interval("paired difference, clustered t", difference_clustered),
     Interval("raw agreement", agreement_raw),
@@ -365,19 +360,25 @@ def found_win_rate(rng: Generator, shape: Shape, difference: float) -> float:
 
 
 def planned_difference(shape: Shape) -> float:
-    """Plan for the spread of :func:`rivals` at rates around a half.
+    """Plan for the spread that :func:`rivals` have at the difference that is planned for."""
+    difference = 0.0
+    for _ in range(20):
+        design = difference_design(shape, difference)
+        found = minimum_detectable_difference(design, power=POWER).difference
+        assert found is not None
+        difference = found
+    return difference
 
-    The prompt's own part of a difference has the variance 2 (0.15^2 / 3), as of two uniform
-    surprises. A single win has the variance 1/4; what two candidates share is the hardness, of
-    variance 0.25^2 / 3, which drops out of their difference.
+
+def difference_design(shape: Shape, difference: float) -> Design:
+    """Return the design of :func:`rivals` with rates that far apart, around a half.
+
+    A win has the variance (1 - difference^2) / 4. What two candidates share, the hardness of
+    variance 0.25^2 / 3, drops out of their difference; what a prompt adds to it are two surprises
+    of variance 0.15^2 / 3.
     """
-    own, whole = 2 * 0.15**2 / 3, 2 * (0.25 - 0.25**2 / 3)
-    design = Design(
-        prompts=shape.count, per_prompt=shape.size, icc=own / whole, sd=math.sqrt(whole)
-    )
-    found = minimum_detectable_difference(design, power=POWER).difference
-    assert found is not None
-    return found
+    own, whole = 2 * 0.15**2 / 3, 2 * ((1 - difference**2) / 4 - 0.25**2 / 3)
+    return Design(prompts=shape.count, per_prompt=shape.size, icc=own / whole, sd=math.sqrt(whole))
 
 
 def found_difference(rng: Generator, shape: Shape, difference: float) -> float:

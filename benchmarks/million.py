@@ -135,7 +135,7 @@ def summarise(judged: Judged, resamples: int, rng: np.random.Generator) -> float
             sign_test(differences, np.asarray(columns["clusters"]))
             permutation_test(differences, np.asarray(columns["clusters"]), rng=rng)
     with stage("judge quality, agreement of judges"):
-        judge_quality(judged, rng=rng, resamples=resamples)
+        judge_quality(judged)
         judge_agreement(judged, rng=rng, resamples=resamples)
     with stage("minimum detectable win rate"):
         minimum_detectable_win_rate(WinRateDesign(prompts=len(judged.prompts)))

@@ -92,7 +92,7 @@ def compare(
         seed=seed,
         training=read_stability(manifest.training, training) if manifest.training else None,
         unknown=tuple(_unknown(run, tables)),
-        judge_quality=tuple(_judge_quality(run, resampling)),
+        judge_quality=tuple(_judge_quality(run)),
         judge_agreement=tuple(_judge_agreement(run, resampling)),
     )
 
@@ -330,12 +330,11 @@ def _length_controlled(verdicts: _Verdicts, pair: Pair, resampling: _Resampling)
 # How far the judges can be trusted.
 
 
-def _judge_quality(run: AlignedRun, resampling: _Resampling) -> Iterator[SuiteJudge]:
+def _judge_quality(run: AlignedRun) -> Iterator[SuiteJudge]:
     for card in run.manifest.suites:
         judged = _opinions(run, card.name)
-        rng = resampling.rng("judge quality", card.name)
         if judged is not None:
-            found = judge_quality(judged, rng=rng, resamples=resampling.resamples)
+            found = judge_quality(judged)
             yield from (SuiteJudge(suite=card.name, quality=quality) for quality in found)
 
 

@@ -180,7 +180,7 @@ def _measured(
     degrees = np.array([_degree(found) for found in verdicts])
     human = np.array([float(pair.preferred) for pair in pairs])
     people = human_agreement(degrees, human, [_unit(found) for found in verdicts], rng=rng)
-    (quality,) = judge_quality(_columns(verdicts, pairs), rng=rng)
+    (quality,) = judge_quality(_columns(verdicts, pairs))
     identity = judge.info.identity
     keep_check(Checked(identity=identity, agreement=people.agreement, measured_on=data))
     return Measured(

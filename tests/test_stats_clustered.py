@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from coverage_cells import coverage, needs_benchmarks
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import t, ttest_1samp, ttest_rel
 
 from harness.errors import InputError
 from harness.stats import bootstrap
@@ -121,7 +121,7 @@ def test_samples_without_a_value_are_left_out_and_counted() -> None:
 
 @needs_benchmarks
 @pytest.mark.parametrize("size", [1, 5])
-@pytest.mark.parametrize("name", ["win rate, bootstrap", "win rate, clustered t"])
+@pytest.mark.parametrize("name", ["win rate", "win rate of 0.7", "mean of verdicts, bootstrap"])
 def test_win_rates_cover(name: str, size: int) -> None:
     assert 0.91 <= coverage(name, 50, size) <= 0.985
 
@@ -186,9 +186,30 @@ def test_one_cluster_has_no_error_and_no_test(values: list[float], value: float 
 def test_winning_throughout_is_neither_certain_nor_without_evidence() -> None:
     found = clustered_share(np.ones(10), np.arange(10))
     assert found.estimate.high == 1.0
-    assert found.estimate.low == pytest.approx(0.7225, abs=1e-4)  # Wilson, 10 of 10
-    assert found.p_value == pytest.approx(2 * 0.5**10)
-    assert found.statistic is None
+    quantile = t.ppf(0.975, 9)
+    assert found.estimate.low == pytest.approx(1 / (1 + quantile**2 / 10))
+    assert found.statistic == pytest.approx(np.sqrt(10))
+    assert 2 * 0.5**10 < (found.p_value or 0) < 0.02
+
+
+def test_share_of_many_single_verdicts_has_wilsons_interval() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, table I, method 3: 81 of 263.
+    found = clustered_share(np.repeat([1.0, 0.0], [81, 182]), np.arange(263)).estimate
+    assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=1e-3)
+
+
+@pytest.mark.parametrize("wins", range(0, 21))
+def test_interval_of_a_share_leaves_out_a_half_where_p_says_so(wins: int) -> None:
+    found = clustered_share(np.repeat([1.0, 0.0], [wins, 20 - wins]), np.arange(20))
+    value, low, high, p_value = figures(found)
+    assert 0 <= low <= value <= high <= 1
+    assert low < high
+    assert (low <= 0.5 <= high) == (p_value >= 0.05)
+
+
+def test_tied_throughout_is_no_evidence() -> None:
+    found = clustered_share(np.full(10, 0.5), np.arange(10))
+    assert (found.statistic, found.p_value) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("value", [0.5, 0.1, 1 / 3])

@@ -56,7 +56,7 @@ def decided(judged: Judged, preference: np.ndarray) -> Judged:
 
 
 def quality(judged: Judged) -> JudgeQuality:
-    (found,) = judge_quality(judged, rng=rng())
+    (found,) = judge_quality(judged)
     return found
 
 
@@ -194,13 +194,13 @@ def test_slope_equals_scikit_learns() -> None:
     assert low < 0.7 < high
 
 
-def test_slopes_jackknife_equals_the_refitted_one() -> None:
+def test_slopes_error_is_near_the_refitted_jackknifes() -> None:
     some = decided(shown(40), rng(2).integers(0, 2, size=80))
     found = length_slope(some)
     left_out = np.array([length_slope(select(some, some.prompt != p)).value for p in range(40)])
     error = np.sqrt(39 / 40 * ((left_out - found.value) ** 2).sum())
     low, high = bounds(found)
-    assert (high - low) / (2 * 2.0227) == pytest.approx(error, rel=0.02)
+    assert (high - low) / (2 * 2.0227) == pytest.approx(error, rel=0.06)
 
 
 def test_unknown_lengths_are_missing_and_equal_ones_tell_nothing() -> None:
@@ -222,7 +222,7 @@ def test_weaknesses_cover(name: str) -> None:
 
 def test_each_judge_has_its_own_figures() -> None:
     some = shown(50, judges=2)
-    found = judge_quality(decided(some, (some.order > 0) | (some.judge == 1)), rng=rng())
+    found = judge_quality(decided(some, (some.order > 0) | (some.judge == 1)))
     assert [(q.judge, q.rows, q.flip_rate.value) for q in found] == [
         ("j0", 100, 1.0),
         ("j1", 100, 0.0),
@@ -258,7 +258,7 @@ def test_hundreds_of_thousands_of_judgments_take_seconds() -> None:
     some = noisy(25_000, judges=2, turns=2)
     assert len(some) == 200_000
     started = time.process_time()
-    found = judge_quality(some, rng=rng())
+    found = judge_quality(some)
     agreement = judge_agreement(some, rng=rng())
     assert time.process_time() - started < 6
     assert agreement is not None

@@ -24,9 +24,8 @@ from harness.stats.bootstrap import (
     check_settings,
     cluster_index,
     interval_of_sums,
-    ratio,
-    weighted_sums,
 )
+from harness.stats.clustered import clustered_share
 from harness.stats.proportion import wilson
 from harness.types import Estimate, Record
 
@@ -42,7 +41,6 @@ ROUNDING = 1e-12
 NO_LOWEST = (-np.inf, 1.0)
 """Range of a coefficient: chance may disagree so little that there is no least value."""
 
-_ALIKE = "wilson interval on clusters, as all clusters have the same value"
 _ALL_AGREE = "low bound from wilson's on clusters, as all ratings agree"
 _NO_CHANCE = "no value, as all ratings are the same and chance would agree too"
 
@@ -85,8 +83,6 @@ def raw_agreement(
     second: FloatArray,
     clusters: Clusters,
     *,
-    rng: np.random.Generator,
-    resamples: int = 2000,
     level: float = 0.95,
     missing: int = 0,
 ) -> Estimate:
@@ -98,8 +94,7 @@ def raw_agreement(
     """
     pairs = _Pairs.of(first, second, clusters)
     alike = (pairs.first == pairs.second).astype(np.float64)
-    result = pairs.result("share rated alike", resamples, level, missing)
-    return share(result, alike, pairs.index, rng=rng, resamples=resamples)
+    return pairs.share(alike, "share rated alike", level, missing)
 
 
 def cohen_kappa(
@@ -184,9 +179,8 @@ def human_agreement(
     sides = np.sign(judge - 0.5), np.sign(human - 0.5)
     pairs = _Pairs.of(*sides, clusters)
     apart = np.abs(pairs.first - pairs.second)
-    result = pairs.result("share decided alike, half for a tie", resamples, level, missing)
     return HumanAgreement(
-        agreement=share(result, 1 - apart / 2, pairs.index, rng=rng, resamples=resamples),
+        agreement=pairs.share(1 - apart / 2, "share decided alike, half for a tie", level, missing),
         kappa=cohen_kappa(
             *sides,
             clusters,
@@ -225,6 +219,12 @@ class _Pairs:
         count, index = cluster_index(np.asarray(clusters)[kept])
         return cls(first[kept], second[kept], index, count, int((~kept).sum()))
 
+    def share(self, worth: FloatArray, what: str, level: float, missing: int) -> Estimate:
+        found = clustered_share(
+            worth, self.index, level=level, missing=self.missing + missing
+        ).estimate
+        return found.model_copy(update={"method": f"{what}; {found.method}"})
+
     def result(self, what: str, resamples: int, level: float, missing: int) -> Estimate:
         check_settings(resamples, level)
         return Estimate(
@@ -235,33 +235,6 @@ class _Pairs:
             missing=self.missing + missing,
             method=f"{what}; {bootstrap_method(resamples)}",
         )
-
-
-def share(
-    result: Estimate,
-    worth: FloatArray,
-    index: IntArray,
-    *,
-    rng: np.random.Generator,
-    resamples: int,
-) -> Estimate:
-    """Return ``result`` with the mean of numbers in [0, 1] and its interval.
-
-    Where all clusters have the same mean, resampling would return an interval of no width:
-    Wilson's with one trial a cluster takes its place.
-
-    Args:
-        worth: (n,). index: (n,) rank of each one's cluster, below ``result.clusters``.
-    """
-    sums = weighted_sums(worth, np.ones(len(worth)), index)
-    if not len(sums):
-        return result
-    if np.ptp(ratio(sums)) > 0:
-        return interval_of_sums(result, sums, ratio, rng, resamples, (0.0, 1.0))
-    value = float(ratio(sums[0]))
-    bounds = wilson(value * len(sums), len(sums), level=result.level)
-    update = {"value": value, "low": bounds.low, "high": bounds.high}
-    return result.model_copy(update={**update, "method": f"{result.method}; {_ALIKE}"})
 
 
 def coefficient(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.errors import InputError, unknown_name
 from harness.stats.bootstrap import FloatArray, IntArray
-from harness.stats.clustered import METHOD, MeanTest, as_share, mean_test, t_test, untested
+from harness.stats.clustered import METHOD, SHARE, MeanTest, share_test, t_test, untested
 from harness.stats.judged import Codes, Judged
 from harness.types import Estimate, Record
 
@@ -109,9 +109,9 @@ def _rates(table: PromptTable, null: float, level: float) -> Iterator[MeanTest]:
             n=int(sums[:, 1].sum()),
             clusters=len(sums),
             missing=int(table.missing[:, place].sum()),
-            method=METHOD,
+            method=SHARE,
         )
-        yield as_share(mean_test(result, sums, null))
+        yield share_test(result, sums, null)
 
 
 def contrasts(table: PromptTable, *, level: float = 0.95) -> tuple[Contrast, ...]:

@@ -35,7 +35,7 @@ def judge_agreement(
             yield JudgePair(
                 first=names[a],
                 second=names[b],
-                agreement=raw_agreement(*sides, **settings),
+                agreement=raw_agreement(*sides, level=level),
                 kappa=cohen_kappa(*sides, **settings),
             )
 

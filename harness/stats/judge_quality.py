@@ -17,14 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.stats.agreement import share
-from harness.stats.bootstrap import (
-    FloatArray,
-    bootstrap_method,
-    check_settings,
-    cluster_index,
-    jackknife_interval,
-)
+from harness.stats.bootstrap import FloatArray, cluster_index, jackknife_interval
+from harness.stats.clustered import clustered_share
 from harness.stats.judged import Codes, Judged
 from harness.types import Estimate, JudgeQuality
 
@@ -35,22 +29,18 @@ finite one."""
 MAX_STEPS, CONVERGED = 200, 1e-10
 """Newton steps allowed, and the step that ends the fit of the length slope."""
 
-_SLOPE = "logistic without constant, one-step delete-one-cluster jackknife, t"
+_SLOPE = "logistic without constant, cluster-robust (CR2), t"
 
 Flags = NDArray[np.bool_]
 Wide = NDArray[np.int64]
 
 
-def judge_quality(
-    judged: Judged, *, rng: np.random.Generator, resamples: int = 2000, level: float = 0.95
-) -> tuple[JudgeQuality, ...]:
+def judge_quality(judged: Judged, *, level: float = 0.95) -> tuple[JudgeQuality, ...]:
     """Return the quality of each judge that has a row, in the order of ``judged.judges``."""
-    check_settings(resamples, level)
-    sampling = Sampling(rng, resamples, level)
     present = np.bincount(judged.judge, minlength=len(judged.judges))
     several = int((present > 0).sum()) > 1
     return tuple(
-        _quality(select(judged, judged.judge == code) if several else judged, name, sampling)
+        _quality(select(judged, judged.judge == code) if several else judged, name, level)
         for code, name in enumerate(judged.judges)
         if present[code]
     )
@@ -63,27 +53,18 @@ def select(judged: Judged, rows: Flags | Wide) -> Judged:
     return replace(judged, **kept)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How intervals are made."""
-
-    rng: np.random.Generator
-    resamples: int = 2000
-    level: float = 0.95
-
-
-def _quality(judged: Judged, name: str, sampling: Sampling) -> JudgeQuality:
+def _quality(judged: Judged, name: str, level: float) -> JudgeQuality:
     both = both_orders(judged)
     return JudgeQuality(
         judge=name,
         rows=len(judged),
-        flip_rate=flip_rate(both, sampling),
-        consistency=consistency(both, sampling),
-        position_preference=position_preference(both, sampling),
-        length_preference=length_preference(judged, sampling),
-        length_slope=length_slope(judged, sampling.level),
-        ties=tie_share(judged, sampling),
-        invalid=invalid_share(judged, sampling),
+        flip_rate=flip_rate(both, level),
+        consistency=consistency(both, level),
+        position_preference=position_preference(both, level),
+        length_preference=length_preference(judged, level),
+        length_slope=length_slope(judged, level),
+        ties=tie_share(judged, level),
+        invalid=invalid_share(judged, level),
     )
 
 
@@ -157,25 +138,25 @@ def both_orders(judged: Judged) -> BothOrders:
     )
 
 
-def flip_rate(both: BothOrders, sampling: Sampling) -> Estimate:
+def flip_rate(both: BothOrders, level: float = 0.95) -> Estimate:
     """Return the share of pairs whose winner changes with the order.
 
     A judge that always prefers the first answer has 1, at a win rate of 1/2. Ties do not flip.
     """
     flips = np.sign(both.shown_first - 0.5) * np.sign(both.shown_second - 0.5) < 0
-    return _share(flips, both.prompt, both.missing, "share of pairs in both orders", sampling)
+    return _share(flips, both.prompt, both.missing, "share of pairs in both orders", level)
 
 
-def consistency(both: BothOrders, sampling: Sampling) -> Estimate:
+def consistency(both: BothOrders, level: float = 0.95) -> Estimate:
     """Return the share of pairs with the same verdict, win, tie or loss, in both orders."""
     same = np.sign(both.shown_first - 0.5) == np.sign(both.shown_second - 0.5)
-    return _share(same, both.prompt, both.missing, "share of pairs in both orders", sampling)
+    return _share(same, both.prompt, both.missing, "share of pairs in both orders", level)
 
 
-def position_preference(both: BothOrders, sampling: Sampling) -> Estimate:
+def position_preference(both: BothOrders, level: float = 0.95) -> Estimate:
     """Return the mean preference for the answer shown first, 1/2 where position plays no part."""
     worth = (both.shown_first + 1 - both.shown_second) / 2
-    return _share(worth, both.prompt, both.missing, "mean over pairs in both orders", sampling)
+    return _share(worth, both.prompt, both.missing, "mean over pairs in both orders", level)
 
 
 # Length.
@@ -204,12 +185,12 @@ class _Doublings:
         return cls(won, doublings[used], judged.prompt[used], int((~known).sum()))
 
 
-def length_preference(judged: Judged, sampling: Sampling) -> Estimate:
+def length_preference(judged: Judged, level: float = 0.95) -> Estimate:
     """Return the share of decided verdicts that go to the longer answer."""
     found = _Doublings.of(judged)
     longer = (found.won > 0.5) == (found.doublings > 0)
     about = "share of decided verdicts on answers of different length"
-    return _share(longer, found.prompt, found.missing, about, sampling)
+    return _share(longer, found.prompt, found.missing, about, level)
 
 
 def length_slope(judged: Judged, level: float = 0.95) -> Estimate:
@@ -217,7 +198,8 @@ def length_slope(judged: Judged, level: float = 0.95) -> Estimate:
 
     b is the log-odds for each doubling; one character is added to both lengths, so that an empty
     answer has a logarithm. There is no constant: swapping the sides changes nothing. The standard
-    error is of the jackknife, each cluster taken out by one Newton step from the whole fit.
+    error is cluster-robust, each cluster's score widened by its leverage h as (1 - h)^(-1/2): the
+    jackknife's (1 - h)^(-1) covers 97 % on 50 single judgments.
     """
     found = _Doublings.of(judged)
     count, index = cluster_index(found.prompt)
@@ -234,7 +216,7 @@ def length_slope(judged: Judged, level: float = 0.95) -> Estimate:
     slope = _slope(found.won, found.doublings)
     if count < 2:
         return result.model_copy(update={"value": slope})
-    low, high = jackknife_interval(slope, _without_each(slope, found, index), level)
+    low, high = jackknife_interval(slope, _moved_by_each(slope, found, index), level)
     return result.model_copy(update={"value": slope, "low": low, "high": high})
 
 
@@ -257,44 +239,31 @@ def _terms(slope: float, won: FloatArray, doublings: FloatArray) -> tuple[FloatA
     return doublings * (won - 0.5 - half / 2), doublings**2 * (1 - half * half) / 4
 
 
-def _without_each(slope: float, found: _Doublings, index: NDArray[np.intp]) -> FloatArray:
+def _moved_by_each(slope: float, found: _Doublings, index: NDArray[np.intp]) -> FloatArray:
+    """Return the slope moved by each cluster's widened score."""
     gradient, curvature = _terms(slope, found.won, found.doublings)
-    rest = curvature.sum() + RIDGE - np.bincount(index, curvature)
-    return np.asarray(slope - np.bincount(index, gradient) / rest)
+    whole = curvature.sum() + RIDGE
+    rest = whole - np.bincount(index, curvature)
+    return np.asarray(slope - np.bincount(index, gradient) / np.sqrt(whole * rest))
 
 
 # Ties and invalid replies.
 
 
-def tie_share(judged: Judged, sampling: Sampling) -> Estimate:
+def tie_share(judged: Judged, level: float = 0.95) -> Estimate:
     """Return the share of valid verdicts that are ties."""
     valid = np.isfinite(judged.preference)
     ties = judged.preference[valid] == 0.5
     missing = int((~valid).sum())
-    return _share(ties, judged.prompt[valid], missing, "share of valid verdicts", sampling)
+    return _share(ties, judged.prompt[valid], missing, "share of valid verdicts", level)
 
 
-def invalid_share(judged: Judged, sampling: Sampling) -> Estimate:
+def invalid_share(judged: Judged, level: float = 0.95) -> Estimate:
     """Return the share of rows without a valid verdict."""
-    return _share(np.isnan(judged.preference), judged.prompt, 0, "share of rows", sampling)
+    return _share(np.isnan(judged.preference), judged.prompt, 0, "share of rows", level)
 
 
-def _share(
-    worth: NDArray[Any], prompt: Codes, missing: int, about: str, sampling: Sampling
-) -> Estimate:
-    count, index = cluster_index(prompt)
-    result = Estimate(
-        value=None,
-        level=sampling.level,
-        n=len(worth),
-        clusters=count,
-        missing=missing,
-        method=f"{about}; {bootstrap_method(sampling.resamples)}",
-    )
-    return share(
-        result,
-        worth.astype(np.float64),
-        index,
-        rng=sampling.rng,
-        resamples=sampling.resamples,
-    )
+def _share(worth: NDArray[Any], prompt: Codes, missing: int, about: str, level: float) -> Estimate:
+    values = worth.astype(np.float64)
+    found = clustered_share(values, prompt, level=level, missing=missing).estimate
+    return found.model_copy(update={"method": f"{about}; {found.method}"})

@@ -131,23 +131,27 @@ def detection_power(design: Design, difference: float, *, alpha: float = 0.05) -
 def win_rate_power(design: WinRateDesign, difference: float, *, alpha: float = 0.05) -> float:
     """Return the probability that the test tells the win rate 1/2 + difference from 1/2.
 
-    Verdicts spread less the further their rate is from 1/2, so that the standard error an
-    evaluation finds depends on the win rate it finds. What decides is the error at the smallest
-    difference d* that is still significant, d* = t se(1/2 + d*): with c = design effect x
-    G / ((G - 1) observations) and a share of ties,
-
-        d*^2 = (1 - ties) / 4 x c t^2 / (1 + c t^2)
-
-    and the critical value becomes d* over the error at the true rate. On 50 prompts without it
-    4 points of power are promised that are not there.
+    Verdicts spread less the further their rate is from 1/2, and the test of a share takes their
+    error at 1/2. With c = design effect x G / ((G - 1) observations) and a share of ties, a
+    difference d between rates has the error sqrt(c / 4 (1 - ties / (1 - 4 d^2))) under the null;
+    the smallest significant d* is t of these errors. The critical value becomes d* over the error
+    at the true rate: without it, 50 prompts promise 4 points of power that are not there.
     """
     actual = design.at(0.5 + difference)
-    critical = t_quantile(1 - alpha, design.prompts - 1)
-    observations = design.prompts * design.per_prompt
-    scaled = actual.design_effect / observations * design.prompts / (design.prompts - 1)
-    spread = scaled * critical**2
-    smallest = math.sqrt((1 - design.ties) / 4 * spread / (1 + spread))
+    smallest = _smallest_significant(design, actual.design_effect, alpha)
     return _beyond(actual, difference, smallest / actual.standard_error)
+
+
+def _smallest_significant(design: WinRateDesign, design_effect: float, alpha: float) -> float:
+    """Return d*, the smaller root of 4 x^2 - (1 + 4 a) x + a (1 - ties) in x = d*^2.
+
+    Infinite where not even winning all decided verdicts would be significant.
+    """
+    scaled = design_effect / ((design.prompts - 1) * design.per_prompt)
+    a = scaled * t_quantile(1 - alpha, design.prompts - 1) ** 2 / 4
+    middle = 1 + 4 * a
+    found = math.sqrt((middle - math.sqrt(middle**2 - 16 * a * (1 - design.ties))) / 8)
+    return found if found < design.highest - 0.5 else math.inf
 
 
 def _beyond(design: Design, difference: float, critical: float) -> float:
