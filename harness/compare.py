@@ -6,8 +6,6 @@ is about, so that adding a suite, a metric or a checkpoint changes no other numb
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +15,21 @@ import numpy as np
 
 from harness.alignment import AlignedRun, Answer, Examples, Pair, align
 from harness.stability import read_stability, training_gaps
-from harness.stats.bootstrap import Key, Weighted, cluster_mean, paired_difference
+from harness.stats.bootstrap import (
+    Key,
+    Weighted,
+    cluster_mean,
+    named_stream,
+    paired_difference,
+)
 from harness.stats.estimates import mirrored
 from harness.stats.judge_agreement import judge_agreement
 from harness.stats.judge_quality import judge_quality
-from harness.stats.judged import Judged, Lengths, from_judgments
+from harness.stats.judged import Judged
 from harness.stats.proportion import wilson
 from harness.stats.winrate import count_outcomes, length_controlled_win_rate, win_rate
+from harness.trust import opinions
 from harness.types import (
-    REFERENCE,
     SHARE,
     Comparison,
     Estimate,
@@ -81,6 +85,7 @@ def compare(
     run = align(manifest, scores, judgments, generations, examples)
     resampling = _Resampling(seed, resamples)
     tables = list(_tables(run))
+    judges = opinions(run)
     return Comparison(
         manifest=manifest,
         gaps=(*_gaps(run, tables), *training_gaps(manifest, training)),
@@ -92,8 +97,12 @@ def compare(
         seed=seed,
         training=read_stability(manifest.training, training) if manifest.training else None,
         unknown=tuple(_unknown(run, tables)),
-        judge_quality=tuple(_judge_quality(run)),
-        judge_agreement=tuple(_judge_agreement(run, resampling)),
+        judge_quality=tuple(
+            SuiteJudge(suite=suite, quality=quality)
+            for suite, judged in judges.items()
+            for quality in judge_quality(judged)
+        ),
+        judge_agreement=tuple(_judge_agreement(judges, resampling)),
     )
 
 
@@ -105,9 +114,7 @@ class _Resampling:
     resamples: int
 
     def rng(self, *about: str) -> np.random.Generator:
-        digest = hashlib.sha256(json.dumps(about).encode()).digest()
-        words = np.frombuffer(digest, dtype="<u4").tolist()
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=words))
+        return named_stream(self.seed, *about)
 
 
 # Metrics.
@@ -327,58 +334,12 @@ def _length_controlled(verdicts: _Verdicts, pair: Pair, resampling: _Resampling)
     )
 
 
-# How far the judges can be trusted.
-
-
-def _judge_quality(run: AlignedRun) -> Iterator[SuiteJudge]:
-    for card in run.manifest.suites:
-        judged = _opinions(run, card.name)
-        if judged is not None:
-            found = judge_quality(judged)
-            yield from (SuiteJudge(suite=card.name, quality=quality) for quality in found)
-
-
-def _judge_agreement(run: AlignedRun, resampling: _Resampling) -> Iterator[SuitePanel]:
-    for card in run.manifest.suites:
-        judged = _opinions(run, card.name)
-        rng = resampling.rng("judge agreement", card.name)
-        if judged is not None:
-            found = judge_agreement(judged, rng=rng, resamples=resampling.resamples)
-            yield from [SuitePanel(suite=card.name, agreement=found)] if found else []
-
-
-def _opinions(run: AlignedRun, suite: str) -> Judged | None:
-    """Return a suite's judgments whose verdicts do not follow from a rule; None without any."""
-    rules = {judge.name for judge in run.manifest.judges if judge.by_rule}
-    found = [
-        judgment
-        for pair in sorted(run.judgments)
-        if pair.suite == suite and pair.judge not in rules
-        for _, judgment in sorted(run.judgments[pair].items())
-    ]
-    return from_judgments(found, _lengths(run)) if found else None
-
-
-def _lengths(run: AlignedRun) -> Lengths:
-    references = {
-        (suite, e.id): len(e.reference.strip())
-        for suite, examples in run.examples.items()
-        for e in examples
-        if e.reference is not None
-    }
-
-    def length(suite: str, side: str, example: str) -> int | None:
-        if side == REFERENCE:
-            return references.get((suite, example))
-        answer = run.answers(suite, side).get((example, 0))
-        return None if answer is None else len(answer.text.strip())
-
-    def both(found: Judgment) -> tuple[float, float] | None:
-        sides = (found.candidate, found.baseline)
-        sizes = [length(found.suite, side, found.example_id) for side in sides]
-        return None if None in sizes else (float(sizes[0] or 0), float(sizes[1] or 0))
-
-    return both
+def _judge_agreement(judges: Mapping[str, Judged], resampling: _Resampling) -> Iterator[SuitePanel]:
+    for suite, judged in judges.items():
+        rng = resampling.rng("judge agreement", suite)
+        found = judge_agreement(judged, rng=rng, resamples=resampling.resamples)
+        if found is not None:
+            yield SuitePanel(suite=suite, agreement=found)
 
 
 # What is missing.

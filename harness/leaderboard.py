@@ -6,8 +6,6 @@ turns, orders and samples of one prompt are drawn together.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +16,7 @@ import numpy as np
 
 from harness.judgments.covariates import Lookup, difficulties
 from harness.judgments.verdicts import Judgments, select
-from harness.stats.bootstrap import FloatArray, IntArray, cluster_mean
+from harness.stats.bootstrap import FloatArray, IntArray, cluster_mean, named_stream
 from harness.stats.clustered import clustered_mean
 from harness.types import Estimate, Record
 
@@ -187,13 +185,6 @@ def _names(part: Judgments) -> tuple[str, str, str]:
     )
 
 
-def _rng(settings: Settings, *about: str) -> np.random.Generator:
-    """Return a stream that depends on what is estimated, not on what else is in the files."""
-    digest = hashlib.sha256(json.dumps(about).encode()).digest()
-    words = np.frombuffer(digest, dtype="<u4").tolist()
-    return np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=words))
-
-
 def _rate(
     counted: Judgments,
     weights: FloatArray,
@@ -208,7 +199,7 @@ def _rate(
     found = cluster_mean(
         values,
         _clusters(counted),
-        rng=_rng(settings, "win rate", *names),
+        rng=named_stream(settings.seed, "win rate", *names),
         weights=weights,
         resamples=settings.resamples,
         level=settings.level,
@@ -270,7 +261,7 @@ def _fitted(
     from harness.stats.length_control import alpaca_eval_win_rate, paper_win_rate
 
     labels, longer = part.judged.preference, -part.length_difference
-    rng = _rng(settings, "length-controlled win rate", *names)
+    rng = named_stream(settings.seed, "length-controlled win rate", *names)
     difficulty = settings.difficulty
     if difficulty is not None:
         difficulty = difficulties(part.judged, difficulty, settings.lookup, names[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from harness.engines.reference import ReferenceModel
 from harness.engines.settings import EngineSettings
 from harness.errors import EngineError
 from harness.generation import Sampler
-from harness.judges import AnswerPair, HoldingJudge, Judge
+from harness.judges import HoldingJudge
 from harness.likelihoods import (
     KL_KEYS,
     RAW_KEYS,
@@ -295,17 +295,11 @@ class Work:
         }
         present = {JUDGMENTS.identity(j) for j in self.folder.records(JUDGMENTS)}
         unanswered: list[Judgment] = []
-        for suite in self.plan.suites:
-            for name in suite.spec.judges:
-                judge = self.plan.judges[name]
-                pairs = [
-                    pair
-                    for pair in make_pairs(suite, self.plan.checkpoints, texts, judge)
-                    if (suite.spec.name, name, pair.candidate, pair.baseline, pair.example.id)
-                    not in present
-                ]
-                log.info("judge '%s' compares %d pairs on %s", name, len(pairs), suite.spec.name)
-                unanswered += self._judge(judge, pairs)
+        for name, judge in self.plan.judges.items():
+            with closing(judge) if isinstance(judge, HoldingJudge) else nullcontext():
+                for suite in self.plan.suites:
+                    if name in suite.spec.judges:
+                        unanswered += self._judge(name, suite, texts, present)
         if unanswered:
             raise EngineError(
                 f"{len(unanswered)} judgments are missing (first: judge '{unanswered[0].judge}', "
@@ -313,14 +307,26 @@ class Work:
                 "was judged is kept; run the same command to ask for the rest."
             )
 
-    def _judge(self, judge: Judge, pairs: Sequence[AnswerPair]) -> list[Judgment]:
-        """Append the judgments of pairs, some at a time; return those that wait for a reply."""
+    def _judge(
+        self,
+        name: str,
+        suite: Suite,
+        texts: Mapping[tuple[str, str, str], str],
+        present: Collection[tuple[Any, ...]],
+    ) -> list[Judgment]:
+        """Append a judge's judgments on a suite, some at a time; return those without a reply."""
+        judge, asked = self.plan.judges[name], suite.spec.name
+        pairs = [
+            pair
+            for pair in make_pairs(suite, self.plan.checkpoints, texts, judge)
+            if (asked, name, pair.candidate, pair.baseline, pair.example.id) not in present
+        ]
+        log.info("judge '%s' compares %d pairs on %s", name, len(pairs), asked)
         unanswered: list[Judgment] = []
-        with closing(judge) if isinstance(judge, HoldingJudge) else nullcontext():
-            for start in range(0, len(pairs), JUDGED_TOGETHER):
-                verdicts = judge.compare(pairs[start : start + JUDGED_TOGETHER])
-                self.folder.append(JUDGMENTS, [v for v in verdicts if not v.unanswered])
-                unanswered += [v for v in verdicts if v.unanswered]
+        for start in range(0, len(pairs), JUDGED_TOGETHER):
+            verdicts = judge.compare(pairs[start : start + JUDGED_TOGETHER])
+            self.folder.append(JUDGMENTS, [v for v in verdicts if not v.unanswered])
+            unanswered += [v for v in verdicts if v.unanswered]
         return unanswered
 
     # -- end -----------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from command_records import Tbpo, refused
 from form_runs import fake_weights, run_words
 from judge_stand_in import JudgeStandIn, judge_stand_in, prefers_first, slips
 from openai_stand_in import Fault, seeded
-from suite_records import EXAMPLES, NAMES, run_config
+from suite_records import EXAMPLES, NAMES, run_config, write_suite
 
 from harness.errors import EngineError, InputError
-from harness.judges.llm import BudgetError
+from harness.judges.llm import BudgetError, LlmJudge
 from harness.pipeline import run
 from harness.plan import RunConfig, make_plan
 from harness.reading import compare_run
@@ -122,6 +122,18 @@ def test_server_that_went_down_is_asked_only_for_the_rest(
     run(config_of(given, output, server))
     assert len(judged(output)) == PAIRS
     assert server.posts <= 2 * (PAIRS - kept)
+
+
+def test_judge_of_several_suites_is_held_once(
+    given: Path, tmp_path: Path, server: JudgeStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(LlmJudge, "close", lambda judge: closed.append(judge.spec.name))
+    suites = [str(given / "own.yaml"), str(write_suite(tmp_path, name="second"))]
+    both = {"suites": ("own", "second")}
+    run(config_of(given, tmp_path / "run", server, judge=both, suites=suites))
+    assert {j.suite for j in judged(tmp_path / "run")} == {"own", "second"}
+    assert closed == ["llm"]
 
 
 def test_changed_judge_is_another_run(given: Path, tmp_path: Path, server: JudgeStandIn) -> None:

@@ -15,6 +15,8 @@ Hesterberg (2015), "What teachers should know about the bootstrap", The American
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
@@ -56,6 +58,13 @@ class Weighted(NamedTuple):
 
     value: float
     weight: float = 1.0
+
+
+def named_stream(seed: int, *about: str) -> np.random.Generator:
+    """Return a generator that depends on what is estimated, and on nothing estimated beside it."""
+    digest = hashlib.sha256(json.dumps(about).encode()).digest()
+    words = np.frombuffer(digest, dtype="<u4").tolist()
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=words))
 
 
 def cluster_counts(resamples: int, clusters: int, rng: np.random.Generator) -> FloatArray:
