@@ -14,7 +14,14 @@ import click
 from harness import __version__
 from harness.cli_annotate import annotate
 from harness.cli_checkpoints import checkpoints as checkpoints_group
-from harness.cli_config import build_config, limit_option, output_option, run_config, run_options
+from harness.cli_config import (
+    build_config,
+    json_option,
+    limit_option,
+    output_option,
+    run_config,
+    run_options,
+)
 from harness.cli_judge import judge
 from harness.cli_plan import plan
 from harness.cli_score import import_command, score
@@ -35,7 +42,6 @@ DEMO_CHECKPOINTS = (
 DEFECT = 70
 """Exit code of an error that no message was written for."""
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 run_argument = click.argument("run_folder", type=click.Path(path_type=Path))
 
 

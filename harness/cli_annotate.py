@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.cli_config import (
     JUDGE_HELP,
+    asking,
+    asking_options,
+    json_option,
     judge_spec,
-    limit_option,
-    parse_settings,
-    prices_option,
 )
 from harness.errors import EngineError, InputError
 
@@ -53,26 +53,7 @@ LACKING = {
     show_default=True,
     help="Who asks the judge and pairs the answers; alpaca-eval is its makers' own package.",
 )
-@click.option(
-    "--suite",
-    default="instruction_following",
-    show_default=True,
-    help="Whose prompt the judge gets: SUITE, or SUITE/SUBSET such as hh/harmless.",
-)
-@limit_option
-@click.option(
-    "--budget",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Cap on what the judge may use: usd=5, tokens=1000000 or requests=500. Repeat it.",
-)
-@click.option(
-    "--engine-set", "engine", multiple=True, metavar="KEY=VALUE", help="A setting of the engine."
-)
-@click.option(
-    "--endpoint-set", "endpoint", multiple=True, metavar="KEY=VALUE", help="How the API is asked."
-)
-@prices_option
+@asking_options
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -80,7 +61,7 @@ LACKING = {
     show_default=True,
     help="File to write.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def annotate(
     judge: str,
     outputs: Path,
@@ -89,13 +70,9 @@ def annotate(
     reference_model: str | None,
     via: str,
     suite: str,
-    limit: int | None,
-    budget: tuple[str, ...],
-    engine: tuple[str, ...],
-    endpoint: tuple[str, ...],
-    prices: Path | None,
     output: Path,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Judge recorded answers against recorded reference answers to the same prompts.
 
@@ -117,11 +94,7 @@ def annotate(
         Source(reference, reference_model),
         suite,
         via=Via(via),
-        limit=limit,
-        engine=parse_settings(engine, "--engine-set"),
-        endpoint=parse_settings(endpoint, "--endpoint-set"),
-        budget=parse_settings(budget, "--budget"),
-        prices=prices,
+        **asking(**how),
     )
     write_annotations(output, found)
     click.echo(_as_json(found) if as_json else "\n".join(_lines(found, output)))

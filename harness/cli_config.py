@@ -42,6 +42,42 @@ prices_option = click.option(
     "--prices", type=click.Path(path_type=Path), help="Price table in place of the packaged one."
 )
 
+budget_option = click.option(
+    "--budget",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Cap on what judges behind an API may use in one go: usd=5, tokens=1000000 or "
+    "requests=500. Repeat it.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+ASKING_OPTIONS = (
+    click.option(
+        "--suite",
+        default="instruction_following",
+        show_default=True,
+        help="Whose prompt the judge gets: SUITE, or SUITE/SUBSET such as hh/harmless.",
+    ),
+    limit_option,
+    budget_option,
+    click.option(
+        "--engine-set",
+        "engine",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting of the engine.",
+    ),
+    click.option(
+        "--endpoint-set",
+        "endpoint",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="How APIs are asked.",
+    ),
+    prices_option,
+)
+"""How a judge is asked outside a run."""
+
 RUN_OPTIONS = (
     click.option(
         "--checkpoint", "checkpoints", multiple=True, metavar="SPEC", help=CHECKPOINT_HELP
@@ -76,22 +112,46 @@ RUN_OPTIONS = (
         help="How endpoints are asked, such as concurrency=8. Repeat it.",
     ),
     judge_option,
-    click.option(
-        "--budget",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Cap on what judges behind an API may use in one go: usd=5, tokens=1000000 or "
-        "requests=500. Repeat it.",
-    ),
+    budget_option,
     prices_option,
 )
 
 
-def run_options(command: F) -> F:
-    """Give a command the options of a run."""
-    for option in reversed(RUN_OPTIONS):
+def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def run_options(command: F) -> F:
+    """Give a command the options of a run."""
+    return _with(RUN_OPTIONS, command)
+
+
+def asking_options(command: F) -> F:
+    """Give a command the options of asking a judge outside a run; `asking` reads them."""
+    return _with(ASKING_OPTIONS, command)
+
+
+def asking(
+    limit: int | None,
+    budget: Sequence[str],
+    engine: Sequence[str],
+    endpoint: Sequence[str],
+    prices: Path | None,
+) -> dict[str, Any]:
+    """Return what `asking_options` gave, the suite aside, as keywords of what asks the judge.
+
+    Raises:
+        InputError: a setting that is not KEY=VALUE.
+    """
+    return {
+        "limit": limit,
+        "engine": parse_settings(engine, "--engine-set"),
+        "endpoint": parse_settings(endpoint, "--endpoint-set"),
+        "budget": parse_settings(budget, "--budget"),
+        "prices": prices,
+    }
 
 
 def parse_checkpoint(text: str, option: str = "--checkpoint") -> dict[str, str]:

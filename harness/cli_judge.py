@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.cli_config import (
+    asking,
+    asking_options,
+    json_option,
     judge_option,
     judge_spec,
-    limit_option,
-    parse_settings,
-    prices_option,
 )
 from harness.errors import InputError
 
@@ -36,37 +36,14 @@ def judge() -> None:
     required=True,
     help="Preference file with human labels: 'chosen' and 'rejected' answers. Repeat it.",
 )
-@limit_option
-@click.option(
-    "--budget",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Cap on what the judges may use: usd=5, tokens=1000000 or requests=500. Repeat it.",
-)
-@click.option(
-    "--engine-set", "engine", multiple=True, metavar="KEY=VALUE", help="A setting of the engine."
-)
-@click.option(
-    "--endpoint-set", "endpoint", multiple=True, metavar="KEY=VALUE", help="How APIs are asked."
-)
-@prices_option
-@click.option(
-    "--suite",
-    default="instruction_following",
-    show_default=True,
-    help="Whose prompt the judge gets: SUITE, or SUITE/SUBSET such as hh/harmless.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@asking_options
+@json_option
 def check(
     judges: tuple[str, ...],
     files: tuple[Path, ...],
-    limit: int | None,
-    budget: tuple[str, ...],
-    engine: tuple[str, ...],
-    endpoint: tuple[str, ...],
-    prices: Path | None,
     suite: str,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Measure how often judges decide as people did, and how steadily.
 
@@ -84,11 +61,7 @@ def check(
         specs,
         files,
         suite,
-        limit=limit,
-        engine=parse_settings(engine, "--engine-set"),
-        endpoint=parse_settings(endpoint, "--endpoint-set"),
-        budget=parse_settings(budget, "--budget"),
-        prices=prices,
+        **asking(**how),
     )
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_lines(found)))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli_config import run_config, run_options
+from harness.cli_config import json_option, run_config, run_options
 
 if TYPE_CHECKING:
     from harness.planning import EngineForecast, JudgeForecast, RunForecast, SuiteForecast
@@ -19,7 +19,7 @@ NOWHERE = "results/planned"
 
 @click.command()
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def plan(as_json: bool, **given: Any) -> None:
     """Say how many requests and tokens a run needs, how long, at what cost, and what it can find.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.cli_config import build_config, json_option
 from harness.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.plan import RunConfig
     from harness.scoring import Rescored
     from harness.types import MetricResult
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="File of recorded answers: JSON, JSONL, CSV or Parquet.",
 )
 @click.option("--model", help="Whose answers, where the file holds those of several models.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def score(suite: str, path: Path, model: str | None, as_json: bool) -> None:
     """Score recorded answers to SUITE again, without an engine or a model.
 
@@ -92,7 +92,9 @@ def import_command(
     """
     if reference is not None and not judged:
         raise InputError("--reference says whose answers --judgments are about; give those too")
-    config = _config(files, suite, output)
+    config = build_config(
+        None, {"checkpoints": [*map(_checkpoint, files)], "suites": [suite], "output": output}
+    )
     from harness.engines.environment import prepare_process
 
     prepare_process()
@@ -110,21 +112,6 @@ def import_command(
         if found.elsewhere:
             click.echo(f"{found.elsewhere} verdicts are about prompts that the run does not have")
     _report(folder)
-
-
-def _config(files: Sequence[str], suite: str, output: Path) -> RunConfig:
-    from pydantic import ValidationError
-
-    from harness.plan import RunConfig
-    from harness.suites import validation_text
-
-    checkpoints = [_checkpoint(word) for word in files]
-    try:
-        return RunConfig.model_validate(
-            {"checkpoints": checkpoints, "suites": [suite], "output": output}
-        )
-    except ValidationError as error:
-        raise InputError(validation_text(error)) from error
 
 
 def _checkpoint(word: str) -> dict[str, Any]:

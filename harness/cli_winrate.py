@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.cli_config import json_option
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     help="How often a verdict of Arena-Hard's '>>' counts; 1 as often as any.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="CSV to write the rows to.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the intervals.")
 @click.option(
     "--resamples",

@@ -157,8 +157,8 @@ def _check_words(engine: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None
     """Refuse unknown names and wrong values, also where no checkpoint has a use for them."""
     if engine.get(NAME):
         plugins.load("engines", str(engine[NAME]))
-    _checked(EngineSettings(), {k: v for k, v in engine.items() if k != NAME}, "engine")
-    _checked(EndpointSettings(), endpoint, "endpoint")
+    checked_settings(EngineSettings(), {k: v for k, v in engine.items() if k != NAME}, "engine")
+    checked_settings(EndpointSettings(), endpoint, "endpoint")
 
 
 def _wanted_length(engine: Mapping[str, Any], max_model_len: int | None) -> int | None:
@@ -169,7 +169,7 @@ def _wanted_length(engine: Mapping[str, Any], max_model_len: int | None) -> int 
     """
     if LENGTH not in engine:
         return max_model_len
-    wanted = _checked(EngineSettings(), {LENGTH: engine[LENGTH]}, "engine").max_model_len
+    wanted = checked_settings(EngineSettings(), {LENGTH: engine[LENGTH]}, "engine").max_model_len
     if max_model_len not in (None, wanted):
         raise InputError(
             f"--max-model-len {max_model_len} and the engine's setting {LENGTH}={wanted} differ. "
@@ -197,7 +197,7 @@ def _group(
     if form == Form.RECORDED:
         return EngineGroup("replay", form, None, given)
     if form == Form.ENDPOINT:
-        settings = _checked(EndpointSettings(), endpoint, "endpoint")
+        settings = checked_settings(EndpointSettings(), endpoint, "endpoint")
         return EngineGroup("openai", form, settings, given)
     name = engine.pop(NAME, None) or default_engine()
     if not hasattr(plugins.load("engines", name), "prompt_logprobs"):
@@ -212,7 +212,8 @@ def _group(
     if loras and vllm:
         rank = max(_rank(c) for c in loras)
         wanted = wanted.model_copy(update={"max_loras": len(loras), "max_lora_rank": rank})
-    return EngineGroup(name, form, _as_used(name, _checked(wanted, engine, "engine")), given)
+    used = _as_used(name, checked_settings(wanted, engine, "engine"))
+    return EngineGroup(name, form, used, given)
 
 
 def _as_used(engine: str, settings: EngineSettings) -> EngineSettings:
@@ -222,8 +223,12 @@ def _as_used(engine: str, settings: EngineSettings) -> EngineSettings:
     return settings.model_copy(update=changes)
 
 
-def _checked(wanted: S, given: Mapping[str, Any], what: str) -> S:
-    """Return settings with those that were given in place of the chosen ones."""
+def checked_settings(wanted: S, given: Mapping[str, Any], what: str) -> S:
+    """Return settings with those that were given in place of the chosen ones.
+
+    Raises:
+        InputError: an unknown setting, or a wrong value.
+    """
     known = type(wanted).model_fields
     if unknown := sorted(set(given) - set(known)):
         raise InputError(

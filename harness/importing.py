@@ -247,7 +247,7 @@ def _add(
     present = {JUDGMENTS.identity(record) for record in folder.records(JUDGMENTS)}
     new = [record for record in records if JUDGMENTS.identity(record) not in present]
     # The manifest first: records of a judge it does not know would make the folder unreadable.
-    folder.write_manifest(_with_judges(manifest, judges, records, len(present) + len(new)))
+    folder.write_manifest(_with_judges(manifest, judges, len(present) + len(new)))
     folder.append(JUDGMENTS, new)
     folder.seal()
     return {judge.name: sum(r.judge == judge.name for r in new) for judge in judges}
@@ -277,22 +277,16 @@ def _check_judges(manifest: RunManifest, judges: Sequence[JudgeInfo]) -> None:
             )
 
 
-def _with_judges(
-    manifest: RunManifest, judges: Sequence[JudgeInfo], records: Sequence[Judgment], total: int
-) -> RunManifest:
+def _with_judges(manifest: RunManifest, judges: Sequence[JudgeInfo], total: int) -> RunManifest:
     known = {judge.name for judge in manifest.judges}
     cards = []
     for card in manifest.suites:
-        names = [j.name for j in judges if any(r.judge == j.name for r in _of(records, card.name))]
+        names = [j.name for j in judges if card.name in {suite for suite, *_ in j.pairs or ()}]
         cards.append(card.model_copy(update={"judges": _union(card.judges, names)}))
     counts = manifest.counts | {"judgments": Counts(expected=total, present=total)}
     added = tuple(judge for judge in judges if judge.name not in known)
     changes = {"suites": tuple(cards), "judges": (*manifest.judges, *added), "counts": counts}
     return manifest.model_copy(update=changes)
-
-
-def _of(records: Sequence[Judgment], suite: str) -> list[Judgment]:
-    return [record for record in records if record.suite == suite]
 
 
 def _union(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from harness.adapters import prepare
 from harness.engines.settings import EndpointSettings, EngineSettings
 from harness.errors import InputError
-from harness.groups import make_groups, model_facts
+from harness.groups import LENGTH, checked_settings, make_groups, model_facts
 from harness.judges.llm import (
     Budget,
     Limits,
@@ -46,24 +46,18 @@ def llm_judge(
         CheckpointError: the checkpoint of a judge in process cannot be loaded.
     """
     if spec.asks_an_api:
+        settings = checked_settings(EndpointSettings(), endpoint, "endpoint")
         rng = np.random.default_rng()  # chance in the waits between tries; decides no verdict
-        judge = endpoint_judge(spec, rng=rng, settings=_endpoint(endpoint), budget=budget)
+        judge = endpoint_judge(spec, rng=rng, settings=settings, budget=budget)
         if budget is not None:
             budget.check(judge.transport.model)
         return judge
     checkpoint = prepare(spec.checkpoint)
     length = min(model_facts(checkpoint).context, LONGEST)
-    own = {key: value for key, value in engine.items() if key != "max_model_len"}
+    own = {key: value for key, value in engine.items() if key != LENGTH}
     group = make_groups([checkpoint], own, {}, length)[0]
     assert isinstance(group.settings, EngineSettings)
     return in_process_judge(spec, checkpoint, group.make(0), group.settings.max_model_len)
-
-
-def _endpoint(given: Mapping[str, Any]) -> EndpointSettings:
-    try:
-        return EndpointSettings.model_validate(dict(given))
-    except ValidationError as error:
-        raise InputError(f"endpoint: {validation_text(error)}") from error
 
 
 def make_budget(given: Mapping[str, Any], prices: Path | None) -> Budget:

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.adapters.recorded.answers import RecordedAnswer, Turns, prompt_of, turns
+from harness.adapters.recorded.answers import (
+    RecordedAnswer,
+    Turns,
+    is_later_question,
+    prompt_of,
+    turns,
+)
 from harness.adapters.recorded.plain import ALPACA_EVAL
 from harness.adapters.recorded.reading import read_recording
 from harness.adapters.recorded.tables import read_table
 from harness.errors import InputError
 from harness.files import sha256_json
 from harness.judges import AnswerPair
-from harness.types import Example, Message, Record, Role
+from harness.judges.llm.questions import dialogue_text
+from harness.types import Example, Message, Record
 
 
 class Source(NamedTuple):
@@ -113,7 +119,7 @@ def match(outputs: Answers, references: Answers) -> tuple[list[Match], Lacking]:
         )
     found = list(_matches(outputs, references))
     both = [match for match in found if all(answer.text is not None for answer in match)]
-    pairs = [match for match in both if not _is_later_question(match[0].chat)]
+    pairs = [match for match in both if not is_later_question(match[0].chat)]
     if not pairs:
         raise InputError(
             f"no pair of answers in {outputs.path} and {references.path}; prompts are matched by "
@@ -140,11 +146,6 @@ def _matches(outputs: Answers, references: Answers) -> Iterator[Match]:
             yield ours, fits
 
 
-def _is_later_question(messages: Sequence[Message]) -> bool:
-    """Return whether the model's own answers to earlier questions are left out of a prompt."""
-    return any(a.role is b.role is Role.USER for a, b in pairwise(messages))
-
-
 def make_pairs(
     matched: Sequence[Match], suite: str, candidate: str, baseline: str
 ) -> list[AnswerPair]:
@@ -166,7 +167,5 @@ def make_pairs(
 
 
 def instruction_text(messages: Sequence[Message]) -> str:
-    """Return a prompt as one text: a single turn as it is, several with who speaks."""
-    if len(messages) == 1:
-        return messages[0].content
-    return "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in messages)
+    """Return a prompt as one text, as AlpacaEval has it."""
+    return dialogue_text([(message.role, message.content) for message in messages])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pydantic import Field
 from harness import plugins, provenance
 from harness.adapters import prepare, resolve
 from harness.adapters.recorded import recorded_suite
+from harness.adapters.recorded.answers import is_later_question
 from harness.adapters.templates import check_templates
 from harness.engines.replay import check_answered
 from harness.engines.settings import EngineSettings
@@ -34,13 +34,11 @@ from harness.types import (
     CheckpointSpec,
     Counts,
     EngineCard,
-    Example,
     Form,
     JudgeInfo,
     JudgeSpec,
     Loadable,
     Record,
-    Role,
     RunManifest,
     Status,
     SuiteCard,
@@ -172,7 +170,7 @@ def _outputs(checkpoints: Sequence[Loadable], limit: int | None) -> Suite:
     found = recorded_suite(checkpoints)
     suite = limited(found, limit) if limit else found
     asked = [c.spec.name for c in checkpoints if c.form is not Form.RECORDED]
-    later = [example.id for example in suite.examples if _follows_an_answer(example)]
+    later = [example.id for example in suite.examples if is_later_question(example.messages)]
     if asked and later:
         raise InputError(
             f"'{asked[0]}' cannot be asked {len(later)} prompts of suite '{OUTPUTS}' (first: "
@@ -180,12 +178,6 @@ def _outputs(checkpoints: Sequence[Loadable], limit: int | None) -> Suite:
             "recorded models alone. Compare recorded outputs with each other here."
         )
     return suite
-
-
-def _follows_an_answer(example: Example) -> bool:
-    """Whether a prompt's last question followed an answer that is not part of the prompt."""
-    roles = [message.role for message in example.messages]
-    return (Role.USER, Role.USER) in pairwise(roles)
 
 
 def _training_logs(checkpoint: Loadable) -> Logs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 from harness.errors import InputError
@@ -36,12 +37,5 @@ def remember_speed(units: float, seconds: float, **about: Any) -> None:
     if seconds < SHORTEST_S or units <= 0:
         return
     with contextlib.suppress(OSError):
-        write_atomic(
-            cache_root() / FILE, _text(_known() | {_key(about): round(units / seconds, 3)})
-        )
-
-
-def _text(value: dict[str, float]) -> str:
-    import json
-
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+        known = _known() | {_key(about): round(units / seconds, 3)}
+        write_atomic(cache_root() / FILE, json.dumps(known, indent=1, sort_keys=True) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from metric_records import example
-from openai_stand_in import StandIn, _Handler, _Server
+from openai_stand_in import StandIn, _Handler, serving
 
 from harness.engines.settings import EndpointSettings
 from harness.judges import AnswerPair
@@ -124,18 +123,9 @@ class _JudgeHandler(_Handler):
 
 @contextmanager
 def judge_stand_in() -> Iterator[JudgeStandIn]:
-    """Serve on 127.0.0.1, on a free port, until the block ends."""
-    state = JudgeStandIn()
-    server = _Server(("127.0.0.1", 0), type("Handler", (_JudgeHandler,), {"state": state}))
-    state.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    """Serve a stand-in that judges until the block ends."""
+    with serving(JudgeStandIn(), _JudgeHandler) as state:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 SETTINGS = EndpointSettings(concurrency=8, attempts=8, timeout_s=60.0, backoff_s=0.002)

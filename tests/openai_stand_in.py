@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -205,11 +205,13 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: clients that hang up are what is tested."""
 
 
+State = TypeVar("State", bound=StandIn)
+
+
 @contextmanager
-def stand_in() -> Iterator[StandIn]:
-    """Serve on 127.0.0.1, on a free port, until the block ends."""
-    state = StandIn()
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
+def serving(state: State, handler: type[_Handler]) -> Iterator[State]:
+    """Serve ``state`` on 127.0.0.1, on a free port, until the block ends."""
+    server = _Server(("127.0.0.1", 0), type("Handler", (handler,), {"state": state}))
     state.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -219,3 +221,10 @@ def stand_in() -> Iterator[StandIn]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """Serve a stand-in until the block ends."""
+    with serving(StandIn(), _Handler) as state:
+        yield state

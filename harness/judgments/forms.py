@@ -5,31 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from harness.adapters.recorded.tables import Row, Table
+from harness.adapters.recorded.forms import FileForm
+from harness.adapters.recorded.tables import Row
 from harness.judgments.verdicts import Verdict
 
 RowReader = Callable[[Row], Iterable[Verdict]]
 """A row -> its verdicts. ValueError or KeyError where the row is broken."""
 
 
-@dataclass(frozen=True)
-class JudgmentForm:
-    """A form of file that verdicts on pairs are kept in.
-
-    Attributes:
-        name: as it stands in errors and in what is imported.
-        columns: what a row must hold, in words.
-        fits: whether a row is of this form.
-        reader: the file's rows -> what reads one of them.
-    """
-
-    name: str
-    columns: str
-    fits: Callable[[Row], bool]
-    reader: Callable[[Table], RowReader]
+JudgmentForm = FileForm[Verdict]
+"""A form of file that verdicts on pairs are kept in."""
 
 
 def has(*names: str) -> Callable[[Row], bool]:

@@ -6,19 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
-from harness.adapters.recorded.tables import Row, Table, read_table
-from harness.errors import DataError, InputError
+from harness.adapters.recorded.forms import recognise, row_of
+from harness.adapters.recorded.tables import Table, read_table
+from harness.errors import InputError
 from harness.judgments.alpaca_eval import ANNOTATIONS, ROWS
 from harness.judgments.arena_hard import ARENA_HARD
 from harness.judgments.forms import JudgmentForm, RowReader
 from harness.judgments.mt_bench import MT_BENCH
 from harness.judgments.own import OWN
 from harness.judgments.summaries import SUMMARIES
-from harness.judgments.verdicts import Judgments, Placed, Verdict, collect
+from harness.judgments.verdicts import Judgments, Placed, collect
 from harness.store import JUDGMENTS
-from harness.suites import validation_text
 
 FORMS = (OWN, ANNOTATIONS, ROWS, MT_BENCH, ARENA_HARD, SUMMARIES)
 """Known forms; the first that fits a file's first row is taken."""
@@ -66,31 +64,14 @@ def recognise_form(table: Table) -> JudgmentForm:
     Raises:
         InputError: none is known; columns and known forms are listed.
     """
-    for form in FORMS:
-        if form.fits(table.first):
-            return form
-    known = "; ".join(f"{form.name} ({form.columns})" for form in FORMS)
-    raise InputError(
-        f"{table.path}: no known form of judgments on pairs has the columns "
-        f"{', '.join(map(str, table.first)) or '(none)'}. Known: {known}."
-    )
+    return recognise(table, FORMS, "judgments on pairs")
 
 
 def _placed(table: Table, read: RowReader) -> Iterator[Placed]:
     for place, (line, row) in enumerate(table.rows):
-        for verdict in _row_verdicts(table.path, line, row, read):
-            yield Placed(table.path, line, place, verdict)
-
-
-def _row_verdicts(path: Path, line: int, row: Row, read: RowReader) -> list[Verdict]:
-    try:
-        return list(read(row))
-    except KeyError as error:
-        raise DataError(path, line, f"field {error} is missing") from error
-    except ValidationError as error:
-        raise DataError(path, line, validation_text(error)) from error
-    except ValueError as error:
-        raise DataError(path, line, str(error)) from error
+        with row_of(table.path, line):
+            found = list(read(row))
+        yield from (Placed(table.path, line, place, verdict) for verdict in found)
 
 
 def _renamed(file: JudgmentFile, found: list[Placed]) -> list[Placed]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.adapters.recorded.chats import whole
+from harness.adapters.recorded.forms import row_of
 from harness.adapters.recorded.tables import Row
 from harness.errors import DataError, InputError
 from harness.judgments.forms import has, named, number
@@ -105,7 +106,7 @@ def _renamed(found: Scored, name: str | None) -> Scored:
 
 
 def _read(path: Path, line: int, row: Row) -> Scored:
-    try:
+    with row_of(path, line):
         return Scored(
             model=named(row["model"], "model"),
             judge=judge_name(row["judge"]),
@@ -113,10 +114,6 @@ def _read(path: Path, line: int, row: Row) -> Scored:
             turn=whole(row["turn"], "turn") or 1,
             score=_score(row),
         )
-    except KeyError as error:
-        raise DataError(path, line, f"field {error} is missing") from error
-    except ValueError as error:
-        raise DataError(path, line, str(error)) from error
 
 
 def _score(row: Row) -> float | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError, unknown_name
 from harness.stats.bootstrap import FloatArray
-from harness.stats.judged import ORDER_UNKNOWN, Codes, Judged
+from harness.stats.judged import ORDER_UNKNOWN, Judged, Rows, coded
+from harness.stats.judged import select as select_judged
 
 UNKNOWN_ITEM = -1
 
@@ -88,17 +89,14 @@ def collect(found: Sequence[Placed], forms: Sequence[str]) -> Judgments:
     """
     _refuse_doubles(found)
     verdicts = [placed.verdict for placed in found]
-    models: dict[str, int] = {}
-    judges: dict[str, int] = {}
-    prompts: dict[str, int] = {}
-    candidate = _coded((v.candidate for v in verdicts), models)
-    baseline = _coded((v.baseline for v in verdicts), models)
-    judge = _coded((v.judge for v in verdicts), judges)
-    prompt = _coded((v.prompt for v in verdicts), prompts)
+    models, sides = coded([v.candidate for v in verdicts] + [v.baseline for v in verdicts])
+    candidate, baseline = np.split(sides, 2)
+    judges, judge = coded([v.judge for v in verdicts])
+    prompts, prompt = coded([v.prompt for v in verdicts])
     judged = Judged(
-        models=tuple(models),
-        judges=tuple(judges),
-        prompts=tuple(prompts),
+        models=models,
+        judges=judges,
+        prompts=prompts,
         candidate=candidate,
         baseline=baseline,
         judge=judge,
@@ -117,11 +115,6 @@ def collect(found: Sequence[Placed], forms: Sequence[str]) -> Judgments:
         asked=np.array([v.asked for v in verdicts], dtype=np.object_),
         forms=tuple(dict.fromkeys(forms)),
     )
-
-
-def _coded(values: Iterable[str], names: dict[str, int]) -> Codes:
-    """Return the code of each value; new ones go into ``names``."""
-    return np.array([names.setdefault(value, len(names)) for value in values], dtype=np.int32)
 
 
 def _floats(values: Iterable[float | None]) -> FloatArray:
@@ -163,18 +156,15 @@ def _doubled(v: Verdict) -> str:
     )
 
 
-R = TypeVar("R", Judged, Judgments)
-
-
-def select(columns: R, rows: NDArray[np.bool_] | NDArray[np.intp]) -> R:
+def select(judgments: Judgments, rows: Rows) -> Judgments:
     """Return rows of all columns, by a mask or by place; names keep their codes."""
-    values = {field.name: getattr(columns, field.name) for field in fields(columns)}
-    chosen: dict[str, Any] = {
-        name: select(value, rows) if isinstance(value, Judged) else value[rows]
-        for name, value in values.items()
-        if isinstance(value, np.ndarray | Judged)
-    }
-    return replace(columns, **chosen)
+    return replace(
+        judgments,
+        judged=select_judged(judgments.judged, rows),
+        length_difference=judgments.length_difference[rows],
+        strong=judgments.strong[rows],
+        asked=judgments.asked[rows],
+    )
 
 
 def against(judgments: Judgments, baseline: str) -> Judgments:

@@ -11,7 +11,7 @@ arXiv 2306.05685, section 3.3, for position bias, consistency and verbosity bias
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness.stats.bootstrap import FloatArray, cluster_index, jackknife_interval
 from harness.stats.clustered import clustered_share
-from harness.stats.judged import Codes, Judged
+from harness.stats.judged import Codes, Judged, select
 from harness.types import Estimate, JudgeQuality
 
 RIDGE = 0.01
@@ -44,13 +44,6 @@ def judge_quality(judged: Judged, *, level: float = 0.95) -> tuple[JudgeQuality,
         for code, name in enumerate(judged.judges)
         if present[code]
     )
-
-
-def select(judged: Judged, rows: Flags | Wide) -> Judged:
-    """Return the judgments at the given rows, a mask or places; codes keep their meaning."""
-    columns = {f.name: getattr(judged, f.name) for f in fields(judged)}
-    kept: dict[str, Any] = {n: c[rows] for n, c in columns.items() if isinstance(c, np.ndarray)}
-    return replace(judged, **kept)
 
 
 def _quality(judged: Judged, name: str, level: float) -> JudgeQuality:

@@ -5,9 +5,9 @@ A million judgments fit in 60 MB; nothing here knows which file or judge they ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from harness.stats.bootstrap import FloatArray
 from harness.types import Judgment, Shown
 
 Codes = NDArray[np.int32]
+
+Rows = NDArray[np.bool_] | NDArray[np.intp]
+"""Rows of columns: a mask, or places."""
 
 CANDIDATE_FIRST = 1
 BASELINE_FIRST = -1
@@ -95,9 +98,9 @@ def from_judgments(
     """
     rows = list(_rows(judgments))
     sizes = [lengths(row.judgment) or (np.nan, np.nan) for row in rows]
-    models, sides = _coded([n for r in rows for n in (r.judgment.candidate, r.judgment.baseline)])
-    judges, judge = _coded([row.judgment.judge for row in rows])
-    prompts, prompt = _coded([unit(row.judgment) for row in rows])
+    models, sides = coded([n for r in rows for n in (r.judgment.candidate, r.judgment.baseline)])
+    judges, judge = coded([row.judgment.judge for row in rows])
+    prompts, prompt = coded([unit(row.judgment) for row in rows])
     return Judged(
         models=models,
         judges=judges,
@@ -117,7 +120,16 @@ def from_judgments(
     )
 
 
-def _coded(names: list[str]) -> tuple[tuple[str, ...], Codes]:
+def select(judged: Judged, rows: Rows) -> Judged:
+    """Return rows of all columns, by a mask or by place; names keep their codes."""
+    columns = {field.name: getattr(judged, field.name) for field in fields(judged)}
+    chosen: dict[str, Any] = {
+        name: column[rows] for name, column in columns.items() if isinstance(column, np.ndarray)
+    }
+    return replace(judged, **chosen)
+
+
+def coded(names: Sequence[str]) -> tuple[tuple[str, ...], Codes]:
     """Return the distinct names in the order they come in, and each one's code."""
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
     return tuple(codes), np.array([codes[name] for name in names], dtype=np.int32)

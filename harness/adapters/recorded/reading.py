@@ -7,18 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from harness.adapters.recorded.answers import RecordedAnswer, Turns, prompt_of
 from harness.adapters.recorded.choices import CHOICES
 from harness.adapters.recorded.dialogues import DIALOGUES
-from harness.adapters.recorded.forms import RecordedForm, RowReader
+from harness.adapters.recorded.forms import RecordedForm, RowReader, recognise, row_of
 from harness.adapters.recorded.generations import GENERATIONS
 from harness.adapters.recorded.lm_eval import LM_EVAL
 from harness.adapters.recorded.plain import ALPACA_EVAL, IFEVAL, PLAIN
 from harness.adapters.recorded.tables import Row, Table, read_table
 from harness.errors import DataError, InputError, unknown_name
-from harness.suites import validation_text
 
 FORMS = (GENERATIONS, LM_EVAL, CHOICES, DIALOGUES, ALPACA_EVAL, IFEVAL, PLAIN)
 """Known forms; the first that fits a file's first row is taken."""
@@ -73,14 +70,7 @@ def recognise_form(table: Table) -> RecordedForm:
     Raises:
         InputError: none is known; columns and known forms are listed.
     """
-    for form in FORMS:
-        if form.fits(table.first):
-            return form
-    known = "; ".join(f"{form.name} ({form.columns})" for form in FORMS)
-    raise InputError(
-        f"{table.path}: no known form of recorded outputs has the columns "
-        f"{', '.join(map(str, table.first)) or '(none)'}. Known: {known}."
-    )
+    return recognise(table, FORMS, "recorded outputs")
 
 
 def _answers(table: Table, read: RowReader) -> Iterator[Numbered]:
@@ -90,17 +80,11 @@ def _answers(table: Table, read: RowReader) -> Iterator[Numbered]:
 
 
 def _row_answers(path: Path, line: int, row: Row, read: RowReader) -> list[RecordedAnswer]:
-    try:
+    with row_of(path, line):
         answers = list(read(row))
         for answer in answers:
             answer.model_dump_json().encode()  # half a surrogate pair could not be written again
-        return answers
-    except KeyError as error:
-        raise DataError(path, line, f"field {error} is missing") from error
-    except ValidationError as error:
-        raise DataError(path, line, validation_text(error)) from error
-    except ValueError as error:
-        raise DataError(path, line, str(error)) from error
+    return answers
 
 
 def _models(path: Path, found: Sequence[Numbered]) -> tuple[str, ...]:

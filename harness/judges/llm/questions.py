@@ -153,7 +153,7 @@ def _values(prompt: JudgePrompt, pair: AnswerPair, shown: Shown) -> dict[str, st
         "first": first,
         "second": second,
         # AlpacaEval's names for the same.
-        "instruction": _plain(said),
+        "instruction": dialogue_text(said),
         "output_1": first,
         "output_2": second,
     }
@@ -172,7 +172,7 @@ def _answer(side: Sequence[str], mark: str) -> str:
     return "\n".join(f"[{mark}] reply to turn {i}\n{text}" for i, text in enumerate(side, start=1))
 
 
-def _plain(said: Sequence[tuple[Role, str]]) -> str:
+def dialogue_text(said: Sequence[tuple[Role, str]]) -> str:
     """Return a dialogue as text: a single turn as it is, several with who speaks."""
     if len(said) == 1:
         return said[0][1]
