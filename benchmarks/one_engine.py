@@ -166,7 +166,7 @@ def watch_run(watch: Stopwatch) -> None:
 
     watch.calls(pipeline, "make_plan", "suites, metrics, judges")
     watch.calls(plan, "prepare", "checkpoints merged, hashed, checked")
-    watch.calls(pipeline, "render_all", "prompts rendered")
+    watch.calls(plan, "render_all", "prompts rendered")
     watch.calls(Work, "likelihoods", "canaries read in float32")
     watch.calls(pipeline, "raw_scores", "preference accuracy")
     watch.calls(Work, "generations", "records, proofs, bookkeeping")
