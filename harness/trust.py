@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from harness.alignment import AlignedRun
 from harness.stats.judged import Judged, Lengths, from_judgments
@@ -20,23 +20,35 @@ def opinions(run: AlignedRun) -> Mapping[str, Judged]:
     return {suite: from_judgments(rows, lengths) for suite, rows in found.items() if rows}
 
 
-def _lengths(run: AlignedRun) -> Lengths:
+AnswerText = Callable[[str, str, str], str | None]
+"""Text of an answer by suite, side and example, without outer white space; None if not there."""
+
+
+def answer_text(run: AlignedRun) -> AnswerText:
+    """Return the look-up of what judges were shown: first samples, and the reference answers."""
     references = {
-        (suite, e.id): len(e.reference.strip())
+        (suite, e.id): e.reference.strip()
         for suite, examples in run.examples.items()
         for e in examples
         if e.reference is not None
     }
 
-    def length(suite: str, side: str, example: str) -> int | None:
+    def text(suite: str, side: str, example: str) -> str | None:
         if side == REFERENCE:
             return references.get((suite, example))
         answer = run.answers(suite, side).get((example, 0))
-        return None if answer is None else len(answer.text.strip())
+        return None if answer is None else answer.text.strip()
+
+    return text
+
+
+def _lengths(run: AlignedRun) -> Lengths:
+    text = answer_text(run)
 
     def both(found: Judgment) -> tuple[float, float] | None:
-        sides = (found.candidate, found.baseline)
-        sizes = [length(found.suite, side, found.example_id) for side in sides]
-        return None if None in sizes else (float(sizes[0] or 0), float(sizes[1] or 0))
+        first, second = (
+            text(found.suite, side, found.example_id) for side in (found.candidate, found.baseline)
+        )
+        return None if first is None or second is None else (float(len(first)), float(len(second)))
 
     return both

@@ -37,7 +37,9 @@ def test_models_of_several_files_in_one_table_and_one_csv(tmp_path: Path, tbpo: 
     assert [line.split()[0] for line in lines[2:4]] == ["sft", "dpo"]
     assert "50.00 [" in lines[3]
     assert "3/3/3" in lines[3]
-    assert any(line.startswith("  win rate: cluster bootstrap") for line in lines)
+    assert any(
+        line.startswith("  win rate: wilson with the cluster-robust (CR3)") for line in lines
+    )
 
     first, second = rows_of(output)
     assert (first["model"], first["win_rate"], first["n_wins"]) == ("sft", "100.0", "9")
@@ -60,11 +62,13 @@ def test_models_of_several_files_in_one_table_and_one_csv(tmp_path: Path, tbpo: 
 
 
 def test_json_is_nothing_but_json_and_repeats(tmp_path: Path, tbpo: Tbpo) -> None:
-    words = ("winrate", *files(tmp_path), *QUICK, "--json")
+    quick = ("--resamples", "50", "--length-control", "paper")
+    words = ("winrate", *files(tmp_path), *quick, "--json")
     found = [json.loads(tbpo(*words, "--seed", seed)[1]) for seed in ("0", "0", "1")]
     assert found[0] == found[1]
     assert [row["model"] for row in found[0]] == ["sft", "dpo"]
-    assert found[0][1]["win_rate_low"] != found[2][1]["win_rate_low"]
+    assert found[0][1]["win_rate_low"] == found[2][1]["win_rate_low"]
+    assert found[0][1]["lc_low"] != found[2][1]["lc_low"]
 
 
 def test_a_name_before_a_file(tmp_path: Path, tbpo: Tbpo) -> None:

@@ -20,7 +20,8 @@ from run_records import (
     suite_card,
 )
 
-from harness.compare import compare, prompt_text
+from harness.compare import compare
+from harness.comparing.samples import prompt_text
 from harness.errors import InputError, RunFolderError
 from harness.types import (
     REFERENCE,
@@ -84,6 +85,14 @@ def records(n: int = 6, judged: bool = False, checkpoints: Sequence[str] = NAMES
             if judged
         ],
     )
+
+
+def of_unit(run: Records, unit: str) -> Records:
+    """Return the same run with its metric in another unit than a share."""
+    (card,) = run.manifest.suites
+    metrics = tuple(info.model_copy(update={"unit": unit}) for info in card.metrics)
+    changed = card.model_copy(update={"metrics": metrics})
+    return replace(run, manifest=run.manifest.model_copy(update={"suites": (changed,)}))
 
 
 def result(found: Comparison, checkpoint: str, metric: str = "acc") -> MetricResult:
@@ -198,20 +207,45 @@ def test_another_checkpoint_changes_no_other_number() -> None:
     assert set(two.win_rates) < set(one.win_rates)
 
 
-def test_seed_moves_intervals_but_not_values() -> None:
-    run = records(30)
+def test_seed_moves_bootstraps_but_not_values() -> None:
+    run = of_unit(records(30), "words")
     one, two = (result(run.compared(seed=seed), "dpo").estimate for seed in (0, 1))
+    assert one.value == two.value
+    assert one.low != two.low
+    one, two = (difference(run.compared(seed=seed), "dpo", "sft").estimate for seed in (0, 1))
     assert one.value == two.value
     assert one.low != two.low
 
 
+def test_shares_have_wilsons_interval_whatever_the_seed() -> None:
+    run = records(30)
+    one, two = (result(run.compared(seed=seed), "dpo").estimate for seed in (0, 1))
+    assert one == two
+    assert one.method.startswith("wilson")
+
+
 def test_estimates_do_not_share_their_random_numbers() -> None:
     # The same scores for all: with a common generator all intervals would be equal.
-    run = records(30)
+    run = of_unit(records(30), "words")
     same = [s.model_copy(update={"value": int(s.example_id[1:]) / 30}) for s in run.scores]
     estimates = [r.estimate for r in replace(run, scores=same).compared(resamples=400).metrics]
     assert len({e.value for e in estimates}) == 1
     assert len({e.low for e in estimates}) == 3
+
+
+@pytest.mark.parametrize("unit", ["share", "words"])
+def test_no_prompt_that_tells_two_apart_is_no_certainty(unit: str) -> None:
+    """0 of n prompts tell: a share differs by at most 1 - 0.025^(1/n); nothing bounds a length."""
+    run = of_unit(records(20), unit)
+    same = [s.model_copy(update={"value": float(s.example_id < "e07")}) for s in run.scores]
+    found = difference(replace(run, scores=same).compared(), "dpo", "sft")
+    bound = 1 - 0.025 ** (1 / 20) if unit == "share" else 0.0
+    assert found.estimate.value == 0.0
+    assert found.estimate.low == pytest.approx(-bound)
+    assert found.estimate.high == pytest.approx(bound)
+    assert ("exact bound" in found.estimate.method) == (unit == "share")
+    assert found.test is not None
+    assert found.test.p_value == 1.0
 
 
 # What is missing.
@@ -379,6 +413,98 @@ def test_mirrored_pair_is_exact() -> None:
             1 - one.high,  # type: ignore[operator]
             1 - one.low,  # type: ignore[operator]
         )
+
+
+def test_primary_differences_are_tested_and_corrected_by_baseline() -> None:
+    found = records(20).compared()
+    assert all(d.test is not None and d.test.p_value is not None for d in found.differences)
+    families = [(t.baseline, t.candidate, t.family) for t in found.corrected_differences]
+    assert families == [("sft", "dpo", 2), ("sft", "tbpo-q", 2), ("dpo", "tbpo-q", 1)]
+    raw = [difference(found, t.candidate, t.baseline).test for t in found.corrected_differences]
+    assert [t.p_value for t in found.corrected_differences] == [r.p_value for r in raw if r]
+    one, two = sorted(t.p_value for t in found.corrected_differences[:2] if t.p_value is not None)
+    adjusted = sorted(t.adjusted for t in found.corrected_differences[:2] if t.adjusted is not None)
+    assert adjusted == [min(1.0, 2 * one), max(min(1.0, 2 * one), two)]
+
+
+def test_other_metrics_are_not_tested() -> None:
+    run = records(6)
+    (card,) = run.manifest.suites
+    manifest = run.manifest.model_copy(
+        update={"suites": (card.model_copy(update={"primary": ()}),)}
+    )
+    found = replace(run, manifest=manifest).compared()
+    assert [d.test for d in found.differences] == [None] * 3
+    assert found.corrected_differences == ()
+
+
+def test_win_rates_are_tested_and_corrected_by_judge_and_baseline() -> None:
+    found = records(20, judged=True).compared()
+    sizes = {(t.about, t.baseline): t.family for t in found.corrected_win_rates}
+    assert sizes == {("j", REFERENCE): 3, ("j", "sft"): 2, ("j", "dpo"): 2, ("j", "tbpo-q"): 2}
+    assert not [t for t in found.corrected_win_rates if t.candidate == REFERENCE]
+    for rate in found.win_rates:
+        assert rate.test is not None
+        assert rate.test.p_value is not None
+        assert rate.estimate.low is not None
+        assert rate.estimate.high is not None
+        outside = not rate.estimate.low <= 0.5 <= rate.estimate.high
+        assert outside == (rate.test.p_value < 0.05)
+
+
+def test_strengths_of_all_sides_as_judged_and_at_equal_style() -> None:
+    """Every answer is the better one where it is longer: at equal style all are alike."""
+    run = records(40, judged=True)
+    generator = np.random.default_rng(5)
+    sizes = {
+        (name, e.id): int(generator.integers(1, 80)) + 30 * place
+        for place, name in enumerate((REFERENCE, *NAMES))
+        for e in run.examples
+    }
+
+    def longer(j: Judgment) -> Judgment:
+        margin = sizes[j.candidate, j.example_id] - sizes[j.baseline, j.example_id]
+        won = generator.random() < 1 / (1 + np.exp(-margin / 20))
+        return make_judgment(j.candidate, j.baseline, j.example_id, WIN if won else LOSS, margin)
+
+    def written(text: str, name: str, example: str) -> dict[str, str]:
+        return {text: "x" * sizes[name, example]}
+
+    by_opinion = [j.model_copy(update={"by_rule": False}) for j in run.manifest.judges]
+    changed = replace(
+        run,
+        manifest=run.manifest.model_copy(update={"judges": tuple(by_opinion)}),
+        examples=[e.model_copy(update=written("reference", REFERENCE, e.id)) for e in run.examples],
+        generations=[
+            g.model_copy(update=written("text", g.checkpoint, g.example_id))
+            for g in run.generations
+        ],
+        judgments=[longer(j) for j in run.judgments],
+    )
+    (found,) = changed.compared().strengths
+    assert (found.suite, found.judge, found.raw.baseline) == ("s", "j", "sft")
+    raw, styled = ({m.model: m.win_rate for m in one.models} for one in (found.raw, found.styled))
+    assert set(raw) == {REFERENCE, *NAMES}
+    assert raw["sft"].value == styled["sft"].value == 0.5
+    assert raw["tbpo-q"].low is not None
+    assert raw["tbpo-q"].low > 0.6
+    assert styled["tbpo-q"].low is not None
+    assert styled["tbpo-q"].high is not None
+    assert styled["tbpo-q"].low < 0.5 < styled["tbpo-q"].high
+    effects = {e.name: e.effect for e in found.styled.style}
+    assert effects["length"].low is not None
+    assert effects["length"].low > 0
+    assert effects["bold"].value is None
+
+
+@pytest.mark.parametrize(("checkpoints", "by_rule"), [(["sft"], False), (NAMES, True)])
+def test_two_sides_and_rules_have_no_strengths(checkpoints: Sequence[str], by_rule: bool) -> None:
+    run = records(10, judged=True, checkpoints=checkpoints)
+    judges = tuple(j.model_copy(update={"by_rule": by_rule}) for j in run.manifest.judges)
+    manifest = run.manifest.model_copy(update={"judges": judges})
+    found = replace(run, manifest=manifest).compared()
+    assert found.win_rates
+    assert found.strengths == ()
 
 
 def test_side_on_which_a_verdict_was_given_does_not_matter() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from judgment_records import alpaca_row, annotation, arena, judgments, own, pair
 from recorded_files import write_csv, write_gzip, write_jsonl
+from scipy import stats
 
 from harness.errors import DataError, InputError
 from harness.judgments import Judgments
@@ -62,12 +63,15 @@ def test_a_row_does_not_depend_on_what_else_is_in_the_files(tmp_path: Path) -> N
     assert both[1] == alone
 
 
-def test_the_seed_moves_the_interval_alone(tmp_path: Path) -> None:
+def test_the_seed_moves_the_controlled_interval_alone(tmp_path: Path) -> None:
     found = judgments(tmp_path, *(annotation(i, 1 + 0.03 * (i % 31)) for i in range(40)))
-    one, same, other = (only(leaderboard(found, replace(RAW, seed=k))) for k in (1, 1, 2))
+    one, same, other = (only(leaderboard(found, replace(PAPER, seed=k))) for k in (1, 1, 2))
     assert one == same
-    assert one.rate.value == other.rate.value
-    assert one.rate.low != other.rate.low
+    assert one.rate == other.rate
+    assert one.length_controlled is not None
+    assert other.length_controlled is not None
+    assert one.length_controlled.value == other.length_controlled.value
+    assert one.length_controlled.low != other.length_controlled.low
 
 
 def test_order_of_the_rows_changes_nothing(tmp_path: Path) -> None:
@@ -109,7 +113,8 @@ def test_strong_wins_count_as_often_as_is_asked(
 def test_a_rate_of_one_is_not_certain(tmp_path: Path) -> None:
     found = only(leaderboard(judgments(tmp_path, *(own(i) for i in range(10))), RAW))
     assert (found.rate.value, found.rate.high) == (1.0, 1.0)
-    assert found.rate.low == pytest.approx(0.722, abs=1e-3)
+    # Wilson's bound at a share of 1: n / (n + t^2), t of 9 degrees.
+    assert found.rate.low == pytest.approx(10 / (10 + stats.t.ppf(0.975, 9) ** 2))
     assert "wilson" in found.rate.method
 
 

@@ -112,6 +112,10 @@ def test_arena_hard(tmp_path: Path, tbpo: Tbpo) -> None:
     assert {g.example_id for g in folder.records(GENERATIONS)} == prompts
 
 
+DIFFERING = {"m0": {"1122", "3089", "3429", "3534"}, "m1": set[str]()}
+"""Prompts with another strict verdict than published; test_score_published says why."""
+
+
 @pytest.mark.slow
 @needs(IFEVAL)
 def test_ifeval_scored_again(tmp_path: Path, tbpo: Tbpo) -> None:
@@ -134,5 +138,5 @@ def test_ifeval_scored_again(tmp_path: Path, tbpo: Tbpo) -> None:
         scored = [i for i, value in scores.items() if value is not None]
         assert estimates[name].n == len(scored) >= 450
         assert estimates[name].missing == 541 - len(scored)
-        # Two verdicts may differ by chance or by library: see test_metrics_instructions.
-        assert sum(scores[i] != verdicts[i] for i in scored) <= 2
+        # Those that NLTK's model would be needed for differ only where it is there.
+        assert {i for i in scored if scores[i] != verdicts[i]} == DIFFERING[name] & set(scored)

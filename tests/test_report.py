@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,25 @@ from xml.etree import ElementTree
 
 import pytest
 
+from harness.comparing.families import corrected_differences, corrected_win_rates
 from harness.report import ReportFiles, render
 from harness.report.figures import SCALE_STEPS, scale_edges, scale_step
 from harness.report.labels import Box, place
 from harness.report.lookup import Lookup
 from harness.report.markdown import escape, fenced
+from harness.report.significance import p_pair
 from harness.report.tables import Change, Rank, change_of, ranks
 from harness.report.text import MINUS, NBSP, short_names, shown
-from harness.report.verdict import verdict
+from harness.report.verdict import chance, verdict
 from harness.stats.estimates import mirrored
+from harness.stats.power import WinRateDesign, minimum_detectable_win_rate
 from harness.types import (
     REFERENCE,
+    BradleyTerry,
     CheckpointSpec,
     Comparison,
     Counts,
+    DifferenceTest,
     Direction,
     EngineCard,
     Estimate,
@@ -37,11 +42,14 @@ from harness.types import (
     MetricDifference,
     MetricInfo,
     MetricResult,
+    ModelStrength,
     RunManifest,
     SampleAnswers,
     Sampling,
     Status,
+    StyleEffect,
     SuiteCard,
+    SuiteStrengths,
     WinRate,
 )
 
@@ -235,6 +243,10 @@ def metric_results(names: Sequence[str]) -> list[MetricResult]:
     return found
 
 
+def difference_test(p: float) -> DifferenceTest:
+    return DifferenceTest(standard_error=0.05, p_value=p, sign_p_value=p, method="all exchanges")
+
+
 def metric_differences(results: Sequence[MetricResult], first: str) -> list[MetricDifference]:
     by_key = {(r.suite, r.metric.key, r.checkpoint): r for r in results}
     found = []
@@ -253,6 +265,7 @@ def metric_differences(results: Sequence[MetricResult], first: str) -> list[Metr
                 estimate=estimate(
                     r.estimate.value - base.value, half, r.estimate.n, clusters=r.estimate.clusters
                 ),
+                test=difference_test(0.001 * (1 + len(found))) if r.primary else None,
             )
         )
     return found
@@ -274,6 +287,7 @@ def win_rate(suite: str, judge: str, candidate: str, baseline: str, gap: int, n:
         estimate=estimate(value, 0.11, n, missing=1 if gap == 3 else 0),
         length_controlled=estimate(value - 0.02 * gap, 0.12, n),
         mean_length_difference=31.0 * gap,
+        test=difference_test(0.0004 if gap == 3 else 0.7),
     )
 
 
@@ -290,6 +304,27 @@ def win_rates(names: Sequence[str]) -> list[WinRate]:
                     win_rate(suite, judge, a, REFERENCE, i % 4 - 4, n) for i, a in enumerate(names)
                 ]
     return found
+
+
+def strengths(names: Sequence[str]) -> Iterator[SuiteStrengths]:
+    """Yield strengths of all sides by the reward model; the last one has none at equal style."""
+
+    def fitted(shift: float, lost: bool) -> BradleyTerry:
+        values = [0.5 + shift * place for place in range(len(names) + 1)]
+        rates = [estimate(value, 0.08) for value in values]
+        if lost:
+            method = "Bradley-Terry, maximum likelihood; no strength: it was never compared"
+            rates[-1] = Estimate(value=None, n=0, clusters=0, method=method)
+        models = [
+            ModelStrength(model=name, strength=rate, win_rate=rate)
+            for name, rate in zip([*names, REFERENCE], rates, strict=True)
+        ]
+        style = (StyleEffect(name="length", effect=estimate(0.31, 0.12)),)
+        return BradleyTerry(baseline=names[0], models=tuple(models), style=style)
+
+    if len(names) > 1:
+        raw, styled = fitted(0.0123, lost=False), fitted(0.0041, lost=True)
+        yield SuiteStrengths(suite="hh", judge="reward", raw=raw, styled=styled)
 
 
 def samples(names: Sequence[str]) -> tuple[SampleAnswers, ...]:
@@ -317,12 +352,16 @@ def comparison(
     names: Sequence[str] = NAMES, *, agreement_low: float = 0.51, **changes: Any
 ) -> Comparison:
     results = metric_results(names)
+    differences, rates = metric_differences(results, names[0]), win_rates(names)
     whole = Comparison(
         manifest=manifest(names, agreement_low),
         gaps=(),
         metrics=tuple(results),
-        differences=tuple(metric_differences(results, names[0])),
-        win_rates=tuple(win_rates(names)),
+        differences=tuple(differences),
+        win_rates=tuple(rates),
+        strengths=tuple(strengths(names)),
+        corrected_differences=tuple(corrected_differences(differences, tuple(names))),
+        corrected_win_rates=tuple(corrected_win_rates(rates)),
         samples=samples(names),
         resamples=2000,
         seed=11,
@@ -623,6 +662,62 @@ def test_agreement_stands_beside_matrix_and_figure(full: tuple[Any, ReportFiles,
     agreement = f"56.0{NBSP}% [51,{NBSP}61]"
     assert full[2].text.count(agreement) >= 3
     assert escape(agreement) in full[1].markdown.read_text(encoding="utf-8")
+
+
+def test_tests_stand_beside_what_they_test(full: tuple[Comparison, ReportFiles, Page]) -> None:
+    found, files, page = full
+    text = files.markdown.read_text(encoding="utf-8")
+    tests = {(t.suite, t.about, t.candidate, t.baseline): t for t in found.corrected_differences}
+    assert len(tests) > 10
+    for cell in page.cells:
+        if "baseline" in cell and "judge" not in cell:
+            key = cell["suite"], cell["metric"], cell["checkpoint"], cell["baseline"]
+            test = tests.get(key)
+            assert cell.get("p") == (None if test is None else repr(test.p_value))
+            assert cell.get("holm") == (None if test is None else repr(test.adjusted))
+    shown = [test for test in tests.values() if test.family == len(tests)]
+    assert shown
+    for test in shown:
+        words = p_pair(test)
+        assert words in page.text
+        assert escape(words) in text
+    assert f"p{NBSP}<{NBSP}0.001, Holm{NBSP}" in page.text
+
+
+def test_the_verdict_counts_what_stands_after_the_correction() -> None:
+    found = comparison()
+    family = [t for t in found.corrected_differences if t.baseline == NAMES[0]]
+    standing = sum(t.adjusted is not None and t.adjusted < 0.05 for t in family)
+    assert 0 < standing < len(family)
+    words = chance(Lookup(found))
+    assert words is not None
+    assert f"the {len(family)}{NBSP}permutation tests, {standing} remain significant" in words
+    untested = found.model_copy(update={"corrected_differences": ()})
+    assert "Holm" not in (chance(Lookup(untested)) or "Holm")
+
+
+def test_strengths_of_all_sides_stand_below_their_pairs(
+    full: tuple[Comparison, ReportFiles, Page],
+) -> None:
+    found, files, page = full
+    (strength,) = found.strengths
+    text = files.markdown.read_text(encoding="utf-8")
+    for model in strength.raw.models[1:]:
+        assert escape(shown(model.win_rate, "share").line) in text
+    assert "no strength: it was never compared" in page.text
+    assert "no strength: it was never compared" in text
+    assert f"length 0.31 [0.19,{NBSP}0.43]" in page.text
+    assert page.text.count("Bradley-Terry win rate against") == 1
+
+
+def test_what_so_many_prompts_can_find_is_said_of_every_judge(
+    full: tuple[Comparison, ReportFiles, Page],
+) -> None:
+    _, _, page = full
+    planned = minimum_detectable_win_rate(WinRateDesign(prompts=60))
+    assert planned.difference is not None
+    least = f"{100 * (0.5 + planned.difference):.0f}{NBSP}% or more is told from 50{NBSP}%"
+    assert f"With 60{NBSP}prompts and without ties, a true win rate of {least}" in page.text
 
 
 def test_long_names_and_ten_checkpoints(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import expit
 
 from harness.stats import bootstrap
@@ -15,6 +16,7 @@ from harness.stats.winrate import (
     count_outcomes,
     length_controlled_win_rate,
     win_rate,
+    win_rate_tests,
 )
 from harness.types import Estimate, Outcome
 
@@ -210,7 +212,7 @@ def test_without_a_shared_prompt_there_is_no_difference() -> None:
 
 def test_ties_count_half_and_invalid_ones_not_at_all() -> None:
     outcomes = [WIN, WIN, TIE, LOSS, INVALID, INVALID]
-    found = win_rate(outcomes, names(6), rng=rng(), missing=3)
+    found = win_rate(outcomes, names(6), missing=3).estimate
     assert value(found) == 2.5 / 4
     assert (found.n, found.clusters, found.missing) == (4, 4, 5)
     counts = count_outcomes(outcomes)
@@ -218,27 +220,54 @@ def test_ties_count_half_and_invalid_ones_not_at_all() -> None:
 
 
 def test_only_invalid_verdicts_give_no_rate() -> None:
-    raw = win_rate([INVALID, INVALID], names(2), rng=rng())
-    assert (raw.value, raw.n, raw.missing) == (None, 0, 2)
+    raw = win_rate([INVALID, INVALID], names(2))
+    assert (raw.estimate.value, raw.estimate.n, raw.estimate.missing) == (None, 0, 2)
+    tests = win_rate_tests(raw, [INVALID, INVALID], names(2))
+    assert (tests.standard_error, tests.p_value, tests.sign_p_value) == (None, None, None)
     assert length_controlled_win_rate([INVALID], [3], ["a"], rng=rng()) is None
 
 
 def test_win_rate_is_antisymmetric() -> None:
     outcomes = verdicts(rng(1), 60)
-    there = win_rate(outcomes, names(60), rng=rng(2))
-    back = win_rate([SWAPPED[o] for o in outcomes], names(60), rng=rng(2))
-    assert value(back) == pytest.approx(1 - value(there), abs=1e-15)
-    assert bounds(back) == pytest.approx(bounds(reflected(there, 1.0)))
+    swapped = [SWAPPED[o] for o in outcomes]
+    there, back = win_rate(outcomes, names(60)), win_rate(swapped, names(60))
+    assert value(back.estimate) == pytest.approx(1 - value(there.estimate), abs=1e-15)
+    assert bounds(back.estimate) == pytest.approx(bounds(reflected(there.estimate, 1.0)))
+    one, other = (
+        win_rate_tests(there, outcomes, names(60)),
+        win_rate_tests(back, swapped, names(60)),
+    )
+    assert one.p_value == pytest.approx(other.p_value)
+    assert one.sign_p_value == other.sign_p_value
+
+
+def test_tests_of_a_win_rate_are_the_textbook_ones() -> None:
+    outcomes = [WIN] * 31 + [LOSS] * 14 + [TIE] * 5 + [INVALID] * 2
+    raw = win_rate(outcomes, names(52))
+    found = win_rate_tests(raw, outcomes, names(52))
+    labels = np.array([1.0] * 31 + [0.0] * 14 + [0.5] * 5)
+    assert found.standard_error == pytest.approx(labels.std(ddof=1) / np.sqrt(50))
+    assert found.sign_p_value == pytest.approx(stats.binomtest(31, 45).pvalue)
+    # The error of a share is taken at the null: sd / sqrt(n) times 1/2 over sqrt(p (1 - p)).
+    p = labels.mean()
+    error = found.standard_error * 0.5 / np.sqrt(p * (1 - p))
+    assert found.p_value == pytest.approx(2 * stats.t.sf((p - 0.5) / error, 49))
+    low, _ = bounds(raw.estimate)
+    assert (found.p_value < 0.05) == (low > 0.5)
 
 
 @pytest.mark.parametrize(("outcome", "share"), [(WIN, 1.0), (TIE, 0.5), (LOSS, 0.0)])
 def test_unanimous_verdicts_are_not_certainty(outcome: Outcome, share: float) -> None:
     lengths = rng(1).normal(size=40)
-    raw = win_rate([outcome] * 40, names(40), rng=rng())
+    raw = win_rate([outcome] * 40, names(40)).estimate
     controlled = length_controlled_win_rate([outcome] * 40, lengths, names(40), rng=rng())
     assert value(raw) == share
     assert value(controlled) == pytest.approx(share, abs=0.002)
-    assert bounds(raw) == bounds(controlled) == bounds(wilson(share * 40, 40))
+    assert bounds(raw) == bounds(controlled)
+    # Wilson's bounds solve |share - bound| = t sqrt(bound (1 - bound) / 40).
+    for bound in bounds(raw):
+        distance = stats.t.ppf(0.975, 39) * np.sqrt(bound * (1 - bound) / 40)
+        assert abs(share - bound) == pytest.approx(distance, abs=1e-12)
     assert "wilson" in raw.method
 
 
@@ -277,7 +306,7 @@ def test_judge_that_only_reads_lengths_is_at_one_half() -> None:
     lengths = rng(5).normal(80, 100, size=400)
     chance = expit(3 * np.tanh(lengths / lengths.std()))
     outcomes = [WIN if won else LOSS for won in rng(6).random(400) < chance]
-    raw = win_rate(outcomes, names(400), rng=rng())
+    raw = win_rate(outcomes, names(400)).estimate
     controlled = length_controlled_win_rate(outcomes, lengths, names(400), rng=rng())
     assert bounds(raw)[0] > 0.6
     low, high = bounds(controlled)
@@ -287,7 +316,7 @@ def test_judge_that_only_reads_lengths_is_at_one_half() -> None:
 
 def test_equal_lengths_fall_back_to_the_raw_rate() -> None:
     outcomes = [WIN, WIN, LOSS, TIE, INVALID]
-    raw = win_rate(outcomes, names(5), rng=rng(1), missing=1)
+    raw = win_rate(outcomes, names(5), missing=1).estimate
     found = length_controlled_win_rate(outcomes, [7, 7, 7, 7, 99], names(5), rng=rng(1), missing=1)
     assert found is not None
     assert (found.value, found.low, found.high) == (raw.value, raw.low, raw.high)
@@ -308,7 +337,7 @@ def test_invalid_verdicts_do_not_touch_the_length_model() -> None:
 
 def test_wrong_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="1 outcomes but 2 clusters"):
-        win_rate([WIN], ["a", "b"], rng=rng())
+        win_rate([WIN], ["a", "b"])
     with pytest.raises(ValueError, match="1 outcomes but 2 length differences"):
         length_controlled_win_rate([WIN], [1, 2], ["a"], rng=rng())
     with pytest.raises(ValueError, match="not finite"):
@@ -358,8 +387,7 @@ def covered(truth: float, estimates: list[Estimate | None]) -> float:
 def test_coverage_of_the_win_rate() -> None:
     generator = rng(11)
     found = [
-        win_rate(verdicts(generator, PROMPTS), names(PROMPTS), rng=generator, resamples=600)
-        for _ in range(REPETITIONS)
+        win_rate(verdicts(generator, PROMPTS), names(PROMPTS)).estimate for _ in range(REPETITIONS)
     ]
     assert 0.92 <= covered(0.48 + 0.1, list(found)) <= 0.98
 

@@ -19,11 +19,12 @@ from harness.report.origin import (
     weights_text,
 )
 from harness.report.stability import STEM, unit_text
+from harness.report.strengths import strength_note
 from harness.report.tables import excludes
 from harness.report.text import clean
 from harness.report.verdict import agreement_text, interval_methods
 from harness.report.view import Report
-from harness.report.winrates import describe, duel_data
+from harness.report.winrates import P_VALUES, describe, duel_data
 from harness.types import REFERENCE
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -53,10 +54,12 @@ def _environment() -> Environment:
         excludes=excludes,
         facts=facts,
         interval_methods=interval_methods,
+        p_values=P_VALUES,
         reference=REFERENCE,
         run_facts=run_facts,
         sampling_text=sampling_text,
         stability_stem=STEM,
+        strength_note=strength_note,
         unit_text=unit_text,
         weights_text=weights_text,
     )

@@ -10,6 +10,7 @@ from harness.stats.estimates import mirrored
 from harness.types import (
     REFERENCE,
     Comparison,
+    Corrected,
     Estimate,
     JudgeInfo,
     MetricDifference,
@@ -54,6 +55,16 @@ class Lookup:
         return {(w.suite, w.judge, w.candidate, w.baseline): w for w in sides} | given
 
     @cached_property
+    def difference_tests(self) -> dict[tuple[str, str, str, str], Corrected]:
+        """Tests of paired differences by suite, metric, candidate and baseline."""
+        return _by_pair(self.comparison.corrected_differences)
+
+    @cached_property
+    def win_rate_tests(self) -> dict[tuple[str, str, str, str], Corrected]:
+        """Tests of win rates by suite, judge, candidate and baseline."""
+        return _by_pair(self.comparison.corrected_win_rates)
+
+    @cached_property
     def judges(self) -> dict[str, JudgeInfo]:
         """Judges by name."""
         return {j.name: j for j in self.comparison.manifest.judges}
@@ -76,6 +87,10 @@ class Lookup:
         """Return a paired difference, or None where it was not computed."""
         found = self.differences.get((suite, key, candidate, baseline))
         return found.estimate if found else None
+
+
+def _by_pair(tests: Iterable[Corrected]) -> dict[tuple[str, str, str, str], Corrected]:
+    return {(t.suite, t.about, t.candidate, t.baseline): t for t in tests}
 
 
 def _by_key(metrics: Iterable[MetricInfo]) -> dict[str, MetricInfo]:

@@ -18,11 +18,12 @@ from harness.report.origin import (
     weights_text,
 )
 from harness.report.stability import STEM, SeedCell, StabilityBlock, unit_text
+from harness.report.strengths import StrengthBlock, strength_note
 from harness.report.tables import Cell, Change, Line, Rank, SuiteTables, excludes
 from harness.report.text import clean
 from harness.report.verdict import agreement_text, interval_methods
 from harness.report.view import Report, Sample
-from harness.report.winrates import DuelCell, JudgeBlock, RateRow, describe
+from harness.report.winrates import P_VALUES, DuelCell, JudgeBlock, RateRow, describe
 from harness.types import SHARE
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
@@ -154,6 +155,17 @@ def _judge(report: Report, block: JudgeBlock, plot: Plot | None) -> Iterator[str
         yield _figure(plot)
     if block.rows or block.others:
         yield _rate_table([*block.rows, *block.others])
+        yield escape(f"{P_VALUES} {block.detectable}")
+    if block.strengths:
+        yield from _strength_table(block.strengths)
+
+
+def _strength_table(block: StrengthBlock) -> Iterator[str]:
+    yield table(
+        [f"Bradley-Terry win rate against {escape(block.baseline)}", "As judged", "At equal style"],
+        [[escape(row.name), *(escape(text.line) for text in row.texts)] for row in block.rows],
+    )
+    yield escape(strength_note(block))
 
 
 def _matrix(block: JudgeBlock) -> str:
@@ -178,6 +190,7 @@ def _rate_table(rows: Sequence[RateRow]) -> str:
         "Length difference",
         "Win/tie/loss",
         "No verdict",
+        "Test of 50 %",
     ]
     return table(header, map(_rate_row, rows))
 
@@ -191,6 +204,7 @@ def _rate_row(row: RateRow) -> list[str]:
         row.difference,
         row.tally,
         str(row.rate.invalid),
+        escape(row.tested),
     ]
 
 
@@ -274,7 +288,7 @@ def _differences(tables: SuiteTables) -> Iterator[str]:
 
 
 def _difference(cell: Cell) -> str:
-    return f"{cell.text.line}<br><sub>{excludes(cell)}</sub>"
+    return f"{cell.text.line}<br><sub>{escape(excludes(cell))}</sub>"
 
 
 def _samples(samples: Sequence[Sample]) -> Iterator[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harness.report.lookup import Lookup
+from harness.report.significance import p_data, p_pair
 from harness.report.text import Shown, shown
-from harness.types import Direction, Estimate, MetricInfo, SuiteCard
+from harness.types import Corrected, Direction, Estimate, MetricInfo, SuiteCard
 
 
 class Change(StrEnum):
@@ -58,6 +59,7 @@ class Cell:
     rank: Rank = Rank.OTHER
     change: Change = Change.UNRESOLVED
     bar: Bar | None = None
+    test: Corrected | None = None
 
     @property
     def data(self) -> dict[str, str]:
@@ -65,7 +67,7 @@ class Cell:
         found = {"suite": self.suite, "metric": self.metric, "checkpoint": self.checkpoint}
         if self.baseline is not None:
             found["baseline"] = self.baseline
-        return found | precise(self.estimate)
+        return found | precise(self.estimate) | p_data(self.test)
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,13 @@ def change_of(difference: Estimate | None, direction: Direction) -> Change:
 
 
 def excludes(cell: Cell) -> str:
-    """Return what the interval of a difference says, in words."""
+    """Return what the interval of a difference says, in words, and its p values if tested."""
     if cell.estimate is None or cell.estimate.low is None:
         return "no interval"
-    if cell.change == Change.UNRESOLVED:
-        return "includes zero"
-    return f"excludes zero: {cell.change.value}"
+    words = "includes zero"
+    if cell.change != Change.UNRESOLVED:
+        words = f"excludes zero: {cell.change.value}"
+    return "; ".join(part for part in (words, p_pair(cell.test)) if part)
 
 
 def ranks(estimates: Sequence[Estimate | None], direction: Direction) -> list[Rank]:
@@ -166,9 +169,9 @@ def difference_line(
         estimate = lookup.difference(card.name, metric.key, name, baseline)
         text = shown(estimate, metric.unit, difference=True)
         change = change_of(estimate, metric.direction)
-        cells.append(
-            Cell(card.name, metric.key, name, baseline, estimate, text, Rank.OTHER, change)
-        )
+        test = lookup.difference_tests.get((card.name, metric.key, name, baseline))
+        about = (card.name, metric.key, name, baseline)
+        cells.append(Cell(*about, estimate, text, change=change, test=test))
     return Line(card, metric, tuple(cells))
 
 

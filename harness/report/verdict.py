@@ -8,9 +8,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from harness.report.lookup import Lookup
+from harness.report.significance import ALPHA, significant
 from harness.report.tables import Change, change_of
 from harness.report.text import NBSP, clean, counted, joined, number, shown
-from harness.types import SHARE, Comparison, Estimate, Form, JudgeInfo, MetricDifference, SuiteCard
+from harness.types import (
+    SHARE,
+    Comparison,
+    DifferenceTest,
+    Estimate,
+    Form,
+    JudgeInfo,
+    MetricDifference,
+    SuiteCard,
+)
 
 SMALL = 200
 """Prompts of the paper's win-rate suites; a suite below that is called small."""
@@ -130,7 +140,19 @@ def chance(lookup: Lookup) -> str | None:
     expected = number(total * (1 - usable[0].estimate.level), 1)
     return (
         f"{resolved} of {counted(total, 'primary difference')} exclude zero; if no checkpoint "
-        f"differed from any other, about {expected} would by chance alone."
+        f"differed from any other, about {expected} would by chance alone.{_corrected(lookup)}"
+    )
+
+
+def _corrected(lookup: Lookup) -> str:
+    """Return how many primary differences to the first checkpoint stand after Holm's correction."""
+    tests = lookup.comparison.corrected_differences
+    family = [t for t in tests if t.baseline == lookup.names[0] and t.p_value is not None]
+    if not family:
+        return ""
+    return (
+        f" After Holm's correction over the {counted(len(family), 'permutation test')}, "
+        f"{sum(map(significant, family))} remain significant at {100 * ALPHA:g}{NBSP}%."
     )
 
 
@@ -141,8 +163,9 @@ def intervals(comparison: Comparison) -> str:
         return "There are no intervals."
     percent = joined([f"{100 * level:g}{NBSP}%" for level in levels])
     return (
-        f"Intervals in brackets: {percent}, bootstrap over prompts, "
-        f"{counted(comparison.resamples, 'resample')}, seed {comparison.seed}."
+        f"Intervals in brackets: {percent}, over prompts; shares by Wilson's method with t, the "
+        f"rest by a bootstrap of {counted(comparison.resamples, 'resample')}, "
+        f"seed {comparison.seed}."
     )
 
 
@@ -160,7 +183,19 @@ def interval_methods(comparison: Comparison) -> list[str]:
     """Return the distinct methods named by the estimates and by the figures over seeds."""
     found = comparison.training.checkpoints if comparison.training else ()
     seeds = {summary.method for checkpoint in found for summary in checkpoint.summaries}
-    return sorted({e.method for e in estimates(comparison)} | seeds)
+    tests = {f"p values: {t.method}" for t in _tests(comparison)}
+    fitted = {e.method for e in _strengths(comparison)}
+    return sorted({e.method for e in estimates(comparison)} | seeds | tests | fitted)
+
+
+def _tests(comparison: Comparison) -> Iterator[DifferenceTest]:
+    yield from (d.test for d in comparison.differences if d.test is not None)
+    yield from (w.test for w in comparison.win_rates if w.test is not None)
+
+
+def _strengths(comparison: Comparison) -> Iterator[Estimate]:
+    for found in comparison.strengths:
+        yield from (m.strength for model in (found.raw, found.styled) for m in model.models)
 
 
 def agreement_text(judge: JudgeInfo) -> str:

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 
 from harness.report.judges import QualityLine, quality_lines
 from harness.report.lookup import Lookup
+from harness.report.significance import p_data, p_pair
+from harness.report.strengths import StrengthBlock, strength_block
 from harness.report.tables import Change, Line, metric_lines, precise
-from harness.report.text import NBSP, Shown, clean, number, shown
-from harness.types import REFERENCE, SHARE, Estimate, JudgeInfo, SuiteCard, WinRate
+from harness.report.text import NBSP, Shown, clean, counted, number, shown
+from harness.stats.power import WinRateDesign, minimum_detectable_win_rate
+from harness.types import REFERENCE, SHARE, Corrected, Estimate, JudgeInfo, SuiteCard, WinRate
 
 CHARACTERS = "characters"
 """Metric that holds the mean length of a checkpoint's answers."""
+
+P_VALUES = (
+    "p: test of a win rate of one half, prompts as the units; Holm: the same within the family of "
+    "this judge's win rates against one baseline, over all suites."
+)
 
 HEAT = 0.9
 """Opacity of a heat-map cell for each unit of distance from one half; at most 0.45."""
@@ -71,6 +79,7 @@ class RateRow:
     rate: WinRate
     length: Shown
     length_estimate: Estimate | None
+    test: Corrected | None
 
     @property
     def raw(self) -> Shown:
@@ -91,6 +100,11 @@ class RateRow:
         return "no data" if length is None else number(length, 0, signed=True)
 
     @property
+    def tested(self) -> str:
+        """p value of a win rate of one half, and the same within its family."""
+        return p_pair(self.test)
+
+    @property
     def tally(self) -> str:
         """Wins, ties and losses."""
         return f"{self.rate.wins}/{self.rate.ties}/{self.rate.losses}"
@@ -106,6 +120,8 @@ class JudgeBlock:
         focus: the baseline of the table and the figure.
         rows: pairs with ``focus``. others: the remaining pairs.
         quality: how far the judge can be trusted; empty for a rule.
+        strengths: of all sides together; None for a rule, and for two sides.
+        detectable: the smallest win rate that so many prompts can tell from one half.
     """
 
     card: SuiteCard
@@ -118,6 +134,8 @@ class JudgeBlock:
     rows: tuple[RateRow, ...]
     others: tuple[RateRow, ...]
     quality: tuple[QualityLine, ...]
+    strengths: StrengthBlock | None
+    detectable: str
 
     @property
     def title(self) -> str:
@@ -171,6 +189,8 @@ def _block(lookup: Lookup, card: SuiteCard, name: str) -> JudgeBlock:
         rows=tuple(_rows(lookup, card, name, [focus])),
         others=tuple(_rows(lookup, card, name, [b for b in baselines if b != focus])),
         quality=quality_lines(lookup, card.name, name),
+        strengths=strength_block(lookup, card.name, name),
+        detectable=_detectable(lookup, card, name),
     )
 
 
@@ -196,10 +216,30 @@ def _rows(lookup: Lookup, card: SuiteCard, judge: str, baselines: list[str]) -> 
             rate = lookup.win_rates.get((card.name, judge, name, baseline))
             if rate is not None:
                 length = lookup.estimate(card.name, CHARACTERS, name)
-                yield RateRow(rate, shown(length, CHARACTERS), length)
+                test = lookup.win_rate_tests.get((card.name, judge, name, baseline))
+                yield RateRow(rate, shown(length, CHARACTERS), length, test)
 
 
-def duel_data(rate: WinRate, *, controlled: bool = False) -> dict[str, str]:
+def _detectable(lookup: Lookup, card: SuiteCard, judge: str) -> str:
+    """Return what the fewest prompts behind a win rate can find; empty with fewer than two."""
+    rates = lookup.comparison.win_rates
+    found = [w.estimate.clusters for w in rates if (w.suite, w.judge) == (card.name, judge)]
+    if not found or min(found) < 2:
+        return ""
+    planned = minimum_detectable_win_rate(WinRateDesign(prompts=min(found)))
+    who = f"With {counted(min(found), 'prompt')} and without ties"
+    if planned.difference is None:
+        return f"{who}, no win rate is told from 50{NBSP}% in 8 of 10 such runs."
+    least = number(100 * (0.5 + planned.difference), 0)
+    return (
+        f"{who}, a true win rate of {least}{NBSP}% or more is told from 50{NBSP}% in 8 of 10 such "
+        "runs; one nearer to it mostly stays unresolved."
+    )
+
+
+def duel_data(
+    rate: WinRate, *, controlled: bool = False, test: Corrected | None = None
+) -> dict[str, str]:
     """Return the HTML data attributes of a win rate, its value in full precision."""
     about = {
         "suite": rate.suite,
@@ -208,7 +248,8 @@ def duel_data(rate: WinRate, *, controlled: bool = False) -> dict[str, str]:
         "baseline": rate.baseline,
         "metric": "length_controlled_win_rate" if controlled else "win_rate",
     }
-    return about | precise(rate.length_controlled if controlled else rate.estimate)
+    estimate = rate.length_controlled if controlled else rate.estimate
+    return about | precise(estimate) | p_data(test)
 
 
 def describe(block: JudgeBlock) -> str:

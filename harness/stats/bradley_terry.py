@@ -25,43 +25,17 @@ from harness.stats.bootstrap import FloatArray, IntArray, t_quantile
 from harness.stats.judged import Judged
 from harness.stats.length_fit import sigma
 from harness.stats.strengths import Fit, Pairs, aggregated, clustered_errors, fit_strengths
-from harness.types import Estimate, Record
+from harness.types import BradleyTerry, Estimate, ModelStrength, StyleEffect
 
 BoolArray = NDArray[np.bool_]
 
 _METHOD = "Bradley-Terry, maximum likelihood"
-_INTERVAL = "cluster-robust by prompt (CR2 sandwich), t"
+_INTERVAL = "cluster-robust by prompt (CR0 sandwich), t"
 _BASELINE = "the baseline itself, by definition"
 _WINS = "no finite strength: it wins everything against the baseline and what is tied to it"
 _LOSES = "no finite strength: it loses everything against the baseline and what is tied to it"
 _APART = "no strength: no chain of judgments ties it to the baseline"
 _CONSTANT = "no effect: this style difference is 0 throughout"
-
-
-class ModelStrength(Record):
-    """Strength of one model: log-odds against the baseline, and the win rate that it implies.
-
-    With style covariates both are for answers of equal style.
-    """
-
-    model: str
-    strength: Estimate
-    win_rate: Estimate
-
-
-class StyleEffect(Record):
-    """Change of the log-odds by one root mean square of a style difference."""
-
-    name: str
-    effect: Estimate
-
-
-class BradleyTerry(Record):
-    """Strengths of all models, in the order of ``Judged.models``, and effects of style."""
-
-    baseline: str
-    models: tuple[ModelStrength, ...]
-    style: tuple[StyleEffect, ...]
 
 
 @dataclass(frozen=True)
@@ -90,8 +64,9 @@ def bradley_terry(
 ) -> BradleyTerry:
     """Return the strength of every model, with an interval clustered by prompt.
 
-    The interval is Student's t on the cluster-robust standard error CR2, with one degree of
-    freedom less than the model has prompts. Nothing is drawn at random.
+    The interval is Student's t on the cluster-robust standard error, with one degree of freedom
+    less than there are prompts, or than twice the model's own where it has fewer than half of
+    them. Nothing is drawn at random.
 
     A model has no finite strength where it wins or loses everything against the baseline and all
     that wins and losses tie to the baseline, or where no chain of judgments reaches it. Its value
@@ -223,7 +198,7 @@ def _models(
 ) -> tuple[ModelStrength, ...]:
     """Return the strengths in the order of ``Judged.models``."""
     place = {int(code): rank for rank, code in enumerate(chosen.codes)}
-    blanks = _blanks(judged, chosen, level)
+    blanks, prompts = _blanks(judged, chosen, level), len(np.unique(pairs.cluster))
     results = []
     for code, (name, blank) in enumerate(zip(judged.models, blanks, strict=True)):
         rank = place.get(code)
@@ -232,7 +207,7 @@ def _models(
         elif rank == 0:
             strength = blank.model_copy(update={"value": 0.0, "method": f"{_METHOD}; {_BASELINE}"})
         else:
-            strength = _with_t(blank, fit, errors, rank - 1)
+            strength = _with_t(blank, fit, errors, rank - 1, prompts)
         results.append(ModelStrength(model=name, strength=strength, win_rate=_as_rate(strength)))
     return tuple(results)
 
@@ -278,23 +253,29 @@ def _effects(
         method=_METHOD,
     )
     constant = blank.model_copy(update={"method": f"{_METHOD}; {_CONSTANT}"})
-    return tuple(
-        StyleEffect(
-            name=name, effect=_with_t(blank, fit, errors, next(places)) if varies else constant
-        )
-        for name, varies in zip(names, varied, strict=True)
+    effects = (
+        _with_t(blank, fit, errors, next(places), blank.clusters) if varies else constant
+        for varies in varied
     )
+    named = zip(names, effects, strict=True)
+    return tuple(StyleEffect(name=name, effect=effect) for name, effect in named)
 
 
-def _with_t(blank: Estimate, fit: Fit, errors: FloatArray | None, place: int) -> Estimate:
-    """Return the coefficient at ``place`` with its interval, or the reason why it has none."""
+def _with_t(
+    blank: Estimate, fit: Fit, errors: FloatArray | None, place: int, prompts: int
+) -> Estimate:
+    """Return the coefficient at ``place`` with its interval, or the reason why it has none.
+
+    Args:
+        prompts: behind all coefficients together.
+    """
     if fit.coefficients is None or errors is None:
         return blank.model_copy(update={"method": f"{_METHOD}; {fit.problem}"})
     value, error = float(fit.coefficients[place]), float(errors[place])
     if blank.clusters < 2 or math.isnan(error):
         method = f"{_METHOD}; no interval: it hangs on a single prompt"
         return blank.model_copy(update={"value": value, "method": method})
-    half = t_quantile(blank.level, blank.clusters - 1) * error
+    half = t_quantile(blank.level, min(prompts, 2 * blank.clusters) - 1) * error
     bounds = {"value": value, "low": value - half, "high": value + half}
     return blank.model_copy(update=bounds | {"method": f"{_METHOD}; {_INTERVAL}"})
 

@@ -81,9 +81,14 @@ def _rows(judgments: Iterable[Judgment]) -> Iterator[_Row]:
             yield _Row(judgment, ORDER_UNKNOWN, judgment.preference)
 
 
+def by_name(suite: str, example: str) -> str:
+    """Return the name of an example among those of all suites."""
+    return f"{suite}/{example}"
+
+
 def by_example(judgment: Judgment) -> str:
     """Return the name of a judgment's independent unit where that is its example."""
-    return f"{judgment.suite}/{judgment.example_id}"
+    return by_name(judgment.suite, judgment.example_id)
 
 
 def from_judgments(

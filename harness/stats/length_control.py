@@ -33,6 +33,7 @@ from harness.stats.bootstrap import (
     replicate,
     t_quantile,
 )
+from harness.stats.clustered import share_test
 from harness.stats.length_fit import lasso, ridge, sigma
 from harness.stats.length_model import (
     Model,
@@ -44,7 +45,6 @@ from harness.stats.length_model import (
     rates,
     valid_rows,
 )
-from harness.stats.proportion import wilson
 from harness.types import Estimate, Record
 
 __all__ = [
@@ -188,13 +188,13 @@ def paper_win_rate(
 
 
 def never_certain(estimate: Estimate, labels: FloatArray) -> Estimate:
-    """Return the estimate, with a Wilson interval over the clusters where all verdicts agree."""
+    """Return the estimate, with the raw rate's Wilson interval where all verdicts agree."""
     if estimate.clusters < 2 or np.ptp(labels) > 0:
         return estimate
-    trials = estimate.clusters
-    bounds = wilson(float(labels[0]) * trials, trials, level=estimate.level)
+    sums = np.tile([float(labels[0]), 1.0], (estimate.clusters, 1))
+    raw = share_test(estimate, sums).estimate
     method = f"{estimate.method}; wilson interval on clusters, as all verdicts agree"
-    return estimate.model_copy(update={"low": bounds.low, "high": bounds.high, "method": method})
+    return estimate.model_copy(update={"low": raw.low, "high": raw.high, "method": method})
 
 
 def _result(

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.stats.bootstrap import FloatArray, check_settings, cluster_mean
-from harness.stats.length_control import never_certain, paper_win_rate
-from harness.types import Estimate, Outcome, Record
+from harness.stats.bootstrap import FloatArray, check_settings
+from harness.stats.clustered import MeanTest, clustered_share
+from harness.stats.hypothesis import sign_test
+from harness.stats.length_control import paper_win_rate
+from harness.types import DifferenceTest, Estimate, Outcome, Record
 
 LABELS = {Outcome.WIN: 1.0, Outcome.TIE: 0.5, Outcome.LOSS: 0.0}
 
@@ -40,15 +42,13 @@ def win_rate(
     outcomes: Sequence[Outcome],
     clusters: Sequence[str],
     *,
-    rng: np.random.Generator,
-    resamples: int = 2000,
     level: float = 0.95,
     missing: int = 0,
-) -> Estimate:
-    """Return (wins + ties/2) / (wins + ties + losses) with its cluster bootstrap interval.
+) -> MeanTest:
+    """Return (wins + ties/2) / (wins + ties + losses) with its interval and its test of 1/2.
 
-    Where every verdict is the same, resampling would return an interval of no width; the Wilson
-    interval with one trial per cluster takes its place, and the method says so.
+    The interval is Wilson's with the cluster-robust effective size, see
+    :func:`harness.stats.clustered.share_test`: it has a width also where all verdicts agree.
 
     Args:
         outcomes: (n,) verdicts on the candidate; INVALID ones are excluded and counted missing.
@@ -59,15 +59,26 @@ def win_rate(
         ValueError: unequal lengths.
     """
     labels, kept = _valid(outcomes, clusters)
-    raw = cluster_mean(
-        labels.tolist(),
+    return clustered_share(
+        labels,
         [clusters[place] for place in kept],
-        rng=rng,
-        resamples=resamples,
         level=level,
         missing=missing + len(outcomes) - len(kept),
     )
-    return never_certain(raw, labels)
+
+
+def win_rate_tests(
+    rate: MeanTest, outcomes: Sequence[Outcome], clusters: Sequence[str]
+) -> DifferenceTest:
+    """Return the tests of a win rate of 1/2; the p value is the one that its interval goes with."""
+    labels, kept = _valid(outcomes, clusters)
+    signs = sign_test(labels - 0.5, [clusters[place] for place in kept])
+    return DifferenceTest(
+        standard_error=rate.standard_error,
+        p_value=rate.p_value,
+        sign_p_value=signs.p_value,
+        method=rate.estimate.method,
+    )
 
 
 def length_controlled_win_rate(
@@ -108,9 +119,7 @@ def length_controlled_win_rate(
     if not kept:
         return None
     if np.ptp(lengths) == 0:
-        raw = win_rate(
-            outcomes, clusters, rng=rng, resamples=resamples, level=level, missing=missing
-        )
+        raw = win_rate(outcomes, clusters, level=level, missing=missing).estimate
         return raw.model_copy(update={"method": f"{raw.method}; {_NOT_IDENTIFIABLE}"})
     found = paper_win_rate(
         labels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from harness.types.judging import SuiteJudge, SuitePanel
+from harness.types.judging import SuiteJudge, SuitePanel, SuiteStrengths
 from harness.types.records import (
     Counts,
     Estimate,
@@ -58,6 +58,42 @@ class RunManifest(Record):
     training: TrainingCard | None = None
 
 
+class DifferenceTest(Record):
+    """Two-sided tests of no difference, with prompts as the independent units.
+
+    Attributes:
+        standard_error: cluster-robust, in the unit of the estimate; None with fewer than two
+            prompts.
+        p_value: of the test that ``method`` names; None without data.
+        sign_p_value: of the exact sign test over prompts. Where every prompt has one outcome of
+            two kinds on each side, that is McNemar's exact test.
+    """
+
+    standard_error: float | None
+    p_value: float | None
+    sign_p_value: float | None
+    method: str
+
+
+class Corrected(Record):
+    """A p value within its family.
+
+    Attributes:
+        about: key of the metric, or name of the judge.
+        adjusted: below a level where the difference is significant at that level although the
+            whole family was tested (Holm 1979).
+        family: number of p values that were adjusted together.
+    """
+
+    suite: str
+    about: str
+    candidate: str
+    baseline: str
+    p_value: float | None
+    adjusted: float | None
+    family: int
+
+
 class MetricResult(Record):
     """A metric of one checkpoint on one suite."""
 
@@ -69,7 +105,11 @@ class MetricResult(Record):
 
 
 class MetricDifference(Record):
-    """Candidate minus baseline on the prompts both have, paired by prompt."""
+    """Candidate minus baseline on the prompts both have, paired by prompt.
+
+    Attributes:
+        test: of no difference; None where the metric is not primary.
+    """
 
     suite: str
     metric: MetricInfo
@@ -77,6 +117,7 @@ class MetricDifference(Record):
     candidate: str
     baseline: str
     estimate: Estimate
+    test: DifferenceTest | None = None
 
 
 class WinRate(Record):
@@ -87,6 +128,7 @@ class WinRate(Record):
         length_controlled: predicted win rate at equal length; None where it cannot be fitted.
         mean_length_difference: candidate minus baseline, characters.
         invalid: judgments without a verdict or absent; excluded from the estimates.
+        test: of a win rate of one half.
     """
 
     suite: str
@@ -100,6 +142,7 @@ class WinRate(Record):
     estimate: Estimate
     length_controlled: Estimate | None
     mean_length_difference: float | None
+    test: DifferenceTest | None = None
 
 
 class SampleAnswers(Record):
@@ -117,8 +160,8 @@ class Comparison(Record):
 
     ``gaps`` names in words whatever is missing; a comparison with gaps is not complete.
     ``unknown`` names what nobody can know of a checkpoint in its form, such as an endpoint's
-    entropy, where no primary metric is concerned. ``judge_quality`` and ``judge_agreement`` are of
-    judges whose verdicts do not follow from a rule.
+    entropy, where no primary metric is concerned. ``judge_quality``, ``judge_agreement`` and
+    ``strengths`` are of judges whose verdicts do not follow from a rule.
     """
 
     schema_version: Literal[2] = 2
@@ -134,6 +177,9 @@ class Comparison(Record):
     unknown: tuple[str, ...] = ()
     judge_quality: tuple[SuiteJudge, ...] = ()
     judge_agreement: tuple[SuitePanel, ...] = ()
+    strengths: tuple[SuiteStrengths, ...] = ()
+    corrected_differences: tuple[Corrected, ...] = ()
+    corrected_win_rates: tuple[Corrected, ...] = ()
 
     @property
     def complete(self) -> bool:

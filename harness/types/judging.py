@@ -1,4 +1,4 @@
-"""How far judges can be trusted, as a comparison holds it."""
+"""What a comparison holds about judges: how far they can be trusted, whom they hold strong."""
 
 from __future__ import annotations
 
@@ -64,3 +64,38 @@ class SuitePanel(Record):
 
     suite: str
     agreement: JudgeAgreement
+
+
+class ModelStrength(Record):
+    """Strength of one model: log-odds against the baseline, and the win rate that it implies.
+
+    With style covariates both are for answers of equal style.
+    """
+
+    model: str
+    strength: Estimate
+    win_rate: Estimate
+
+
+class StyleEffect(Record):
+    """Change of the log-odds by one root mean square of a style difference."""
+
+    name: str
+    effect: Estimate
+
+
+class BradleyTerry(Record):
+    """Strengths of all models, in the order that the models come in, and effects of style."""
+
+    baseline: str
+    models: tuple[ModelStrength, ...]
+    style: tuple[StyleEffect, ...]
+
+
+class SuiteStrengths(Record):
+    """Strengths by one judge on one suite, as judged and at equal style."""
+
+    suite: str
+    judge: str
+    raw: BradleyTerry
+    styled: BradleyTerry

@@ -1,0 +1,83 @@
+"""Tests of a difference between two sides on the same prompts: are the sides exchangeable?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.stats.bootstrap import FloatArray, Key, Weighted, cluster_index, weighted_sums
+from harness.stats.contrasts import PromptTable, contrasts
+from harness.stats.hypothesis import ROUNDING, permutation_test, sign_test
+from harness.types import DifferenceTest, Estimate
+
+Side = Mapping[Key, Weighted]
+
+
+def paired_tests(
+    candidate: Side, baseline: Side, *, rng: np.random.Generator, permutations: int = 9999
+) -> DifferenceTest:
+    """Return the tests of "no difference" that belong to ``bootstrap.paired_difference``.
+
+    The sides of a whole prompt are exchanged. With m the weighted mean of each side on prompt g
+    and W its weight, what changes sign is
+
+        d_g = (m_c - m_b) / (1/W_c + 1/W_b)
+
+    which is each prompt's share of the difference where both sides have the same weight, and
+    stays exchangeable where they have not, as with a sample missing. The p value is that of the
+    permutation test, which keeps its level with any number of prompts, also where few of them
+    differ; there a t test does not.
+
+    Args:
+        candidate, baseline: values by (example id, sample); prompts of one side only are left out.
+    """
+    names, sums = _aligned(candidate, baseline)
+    means, weights = sums[..., 0] / sums[..., 1], sums[..., 1]
+    moved = means[0] - means[1]
+    moved[np.abs(moved) <= ROUNDING * np.abs(means).max(axis=0, initial=0.0)] = 0.0
+    shares = moved / (1 / weights[0] + 1 / weights[1])
+    found = permutation_test(shares, rng=rng, permutations=permutations)
+    table = PromptTable(("candidate", "baseline"), *_columns(sums), np.zeros((len(names), 2), int))
+    (contrast,) = contrasts(table)
+    return DifferenceTest(
+        standard_error=contrast.tested.standard_error,
+        p_value=found.p_value,
+        sign_p_value=sign_test(shares).p_value,
+        method=found.method,
+    )
+
+
+def bounded(estimate: Estimate) -> Estimate:
+    """Return a difference of shares with an exact bound where no prompt tells the sides apart.
+
+    A bootstrap cannot draw what it has not seen, and would claim to know such a difference exactly.
+    With 0 of n prompts telling, the share of prompts that do is at most 1 - (alpha/2)^(1/n)
+    (Clopper and Pearson, 1934), and a difference of shares is at most that share.
+    """
+    if estimate.value is None or estimate.low is None or estimate.low != estimate.high:
+        return estimate
+    half = 1 - ((1 - estimate.level) / 2) ** (1 / estimate.clusters)
+    method = f"{estimate.method}; exact bound instead, as no prompt tells the sides apart"
+    bounds = {"low": estimate.value - half, "high": estimate.value + half, "method": method}
+    return estimate.model_copy(update=bounds)
+
+
+def _aligned(candidate: Side, baseline: Side) -> tuple[list[str], FloatArray]:
+    """Return the prompts that both sides have, and each side's sums of w v and w, (2, G, 2)."""
+    shared = sorted({key[0] for key in candidate} & {key[0] for key in baseline})
+    kept = set(shared)
+    sides = [[(k[0], e) for k, e in side.items() if k[0] in kept] for side in (candidate, baseline)]
+    sums = [
+        weighted_sums(
+            np.array([entry.value for _, entry in side], dtype=np.float64),
+            np.array([entry.weight for _, entry in side], dtype=np.float64),
+            cluster_index([name for name, _ in side])[1],
+        )
+        for side in sides
+    ]
+    return shared, np.array(sums).reshape(2, len(shared), 2)
+
+
+def _columns(sums: FloatArray) -> tuple[FloatArray, FloatArray]:
+    return sums[..., 0].T, sums[..., 1].T
