@@ -68,6 +68,10 @@ class AlignedRun:
         """Return the answers of one checkpoint to one suite."""
         return self.generations.get((suite, checkpoint), {})
 
+    def units(self, suite: str) -> Mapping[str, str]:
+        """Return the independent unit of each example of a suite: itself, or its dialogue."""
+        return {e.id: e.unit or e.id for e in self.examples[suite]}
+
     def asked(self, card: SuiteCard) -> set[Answer]:
         """Return the answers that each checkpoint should have given to a suite."""
         return {(e.id, s) for e in self.examples[card.name] for s in range(card.sampling.samples)}

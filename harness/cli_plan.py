@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,7 +47,7 @@ def _lines(found: RunForecast) -> Iterator[str]:
         yield f"judges (prices in {found.prices})"
         yield from map(_judge, found.judges)
     if found.usd is not None:
-        yield f"cost: about {found.usd:.2f} USD, retries aside"
+        yield _cost(found.usd, found.unpriced)
 
 
 def _suite(found: SuiteForecast) -> str:
@@ -55,9 +55,20 @@ def _suite(found: SuiteForecast) -> str:
     return (
         f"  {found.suite}: {found.prompts} prompts x {found.samples}, {found.requests:,} answers; "
         f"{given} prompt tokens, at most {found.answer_tokens:,} answer tokens\n"
-        f"    finds a win rate {_points(found.win_rate)} from 50 %, or two shares "
-        f"{_points(found.difference)} apart, four times in five"
+        f"    {_found(_points(found.win_rate), _points(found.difference))}"
     )
+
+
+def _found(rate: str | None, shares: str | None) -> str:
+    """Say what a suite finds with the power asked for."""
+    distance, apart = f"a win rate {rate} from 50 %", f"two shares {shares} apart"
+    if rate and shares:
+        return f"finds {distance}, or {apart}, four times in five"
+    if rate:
+        return f"finds {distance} four times in five; too few prompts to tell two shares apart"
+    if shares:
+        return f"finds {apart} four times in five; too few prompts to tell a win rate from 50 %"
+    return "too few prompts to tell a win rate from 50 %, or two shares apart, four times in five"
 
 
 def _engine(found: EngineForecast) -> str:
@@ -73,20 +84,30 @@ def _engine(found: EngineForecast) -> str:
     )
 
 
-def _points(found: Planned | None) -> str:
+def _points(found: Planned | None) -> str | None:
     if found is None or found.difference is None:
-        return "by no distance"
+        return None
     return f"{100 * found.difference:.1f} points"
 
 
 def _judge(found: JudgeForecast) -> str:
-    cost = "no price known" if found.usd is None else f"about {found.usd:.2f} USD"
+    if found.usd is not None:
+        cost = f"at most about {found.usd:.2f} USD"
+    else:
+        cost = "no price known" if found.paid else "no API, no price"
     time = "time not known" if found.seconds is None else f"about {_time(found.seconds)}"
     return (
         f"  {found.judge} ({found.model}): {found.pairs:,} pairs in both orders, "
         f"{found.requests:,} requests, at most {found.input_tokens:,} + {found.output_tokens:,} "
         f"tokens; {cost}; {time}"
     )
+
+
+def _cost(usd: float, unpriced: Sequence[str]) -> str:
+    most = f"at most about {usd:.2f} USD, retries aside"
+    if not unpriced:
+        return f"cost: {most}"
+    return f"cost: {most}, and on top what {', '.join(unpriced)} costs: no price known"
 
 
 def _time(seconds: float | None) -> str:

@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     help="How often a verdict of Arena-Hard's '>>' counts; 1 as often as any.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="CSV to write the rows to.")
+@click.option(
+    "--differences",
+    type=click.Path(path_type=Path),
+    help="CSV to write the difference of every two models to, with its tests.",
+)
 @json_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the intervals.")
 @click.option(
@@ -109,17 +114,37 @@ def _rates(
 ) -> None:
     from harness.judgments import against, read_judgments
     from harness.leaderboard import leaderboard
+    from harness.pairwise import differences
 
-    settings = _settings(options)
+    settings, pairs = _settings(options), options["differences"]
+    if pairs is not None and pairs == output:
+        raise InputError(f"--output and --differences both name {output}: give them two files")
     judgments = read_judgments(opened)
     if options["baseline"] is not None:
         judgments = against(judgments, str(options["baseline"]))
     found = leaderboard(judgments, settings)
-    _write(output, [standing.columns() for standing in found])
+    if pairs is not None:
+        compared = differences(judgments, found, settings)
+        _write("--differences", pairs, [difference.columns() for difference in compared])
+    _write("--output", output, [standing.columns() for standing in found])
+    _warn(found, settings)
     if as_json:
         click.echo(json.dumps([s.columns() for s in found], indent=2))
     else:
         click.echo("\n".join(_rate_lines(found)))
+
+
+def _warn(found: Sequence[Standing], settings: Settings) -> None:
+    """Say where a rate of AlpacaEval's form is not the one that AlpacaEval publishes."""
+    from harness.leaderboard import unpublished
+
+    lacking = " and ".join(f"without {name}" for name in unpublished(settings))
+    if lacking and any(standing.length_controlled for standing in found):
+        click.echo(
+            f"note: the rate at equal length is not AlpacaEval's published one: it is {lacking}. "
+            "Give --difficulty and --regulariser for that.",
+            err=True,
+        )
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
@@ -131,6 +156,8 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     regulariser = options["regulariser"]
     if difficulty is not None and control is LengthControl.NONE:
         raise InputError("--difficulty has no use with --length-control none")
+    if difficulty is None and options["lookup"] != Lookup.INDEX:
+        raise InputError(f"--lookup {options['lookup']} has no use without --difficulty")
     if regulariser is not None and control is not LengthControl.ALPACA_EVAL:
         raise InputError("--regulariser belongs to --length-control alpaca-eval")
     return Settings(
@@ -144,7 +171,15 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     )
 
 
-RATE_TITLES = ("model", "win rate %", "se", "at equal length %", "W/D/L", "prompts", "missing")
+RATE_TITLES = (
+    "model",
+    "win rate %",
+    "se",
+    "at equal length %",
+    "verdicts W/D/L",
+    "prompts",
+    "missing verdicts",
+)
 
 
 def _rate_lines(found: Sequence[Standing]) -> Iterator[str]:
@@ -201,7 +236,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([first.ljust(widths[0]), *cells])
 
 
-def _write(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(option: str, path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, numbers to the last bit; an empty cell is a value that is missing."""
     if path is None:
         return
@@ -214,7 +249,7 @@ def _write(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         write_atomic(path, text.getvalue())
     except OSError as error:
-        raise InputError(f"--output {path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{option} {path} cannot be written: {error.strerror}") from error
 
 
 # Scores of single answers.
@@ -229,12 +264,13 @@ def _scores(
 
     from harness.judgments import mean_scores
 
-    if options["baseline"] is not None:
-        raise InputError("--baseline belongs to verdicts on pairs; these are scores")
+    for name in ("baseline", "difficulty", "regulariser", "differences"):
+        if options[name] is not None:
+            raise InputError(f"--{name} belongs to verdicts on pairs; these are scores")
     rng = np.random.default_rng(options["seed"])
     found = mean_scores(opened, rng=rng, resamples=options["resamples"])
     rows = [_score_columns(model) for model in found]
-    _write(output, rows)
+    _write("--output", output, rows)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

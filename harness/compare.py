@@ -84,8 +84,8 @@ def compare(
         ),
         judge_agreement=tuple(_judge_agreement(judges, resampling)),
         strengths=tuple(strengths(run, judges)),
-        corrected_differences=tuple(corrected_differences(paired, run.checkpoints)),
-        corrected_win_rates=tuple(corrected_win_rates(duels)),
+        corrected_differences=tuple(corrected_differences(paired, run.checkpoints[0])),
+        corrected_win_rates=tuple(corrected_win_rates(duels, run.checkpoints[0])),
     )
 
 

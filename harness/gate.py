@@ -7,8 +7,8 @@ candidate, turned so that more is better, and [low, high] its interval:
     high < -margin   regression: the loss is larger than the margin
     otherwise        inconclusive: the prompts cannot tell
 
-At level 0.95 a true loss as large as the margin passes in about 2.5 % of runs; in more where
-hardly any prompt tells the two apart, as a bootstrap cannot draw what it has not seen. Where no
+At level 0.95 a true loss as large as the margin passes in 2.5 to 5 % of runs, in the more of them
+the fewer prompts tell the two apart, as a bootstrap cannot draw what it has not seen. Where no
 prompt does, a share has an exact bound instead. The level holds for each rule: with many rules some
 verdict is wrong more often. Missing data never pass: they make a rule inconclusive, and so does a
 judge that is no better than chance.

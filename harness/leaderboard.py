@@ -228,12 +228,25 @@ def _controlled(
     known = ~np.isnan(counted.length_difference)
     if not known.any():
         return None, NO_LENGTHS
-    part = _repeated(select(counted, known), settings.strong_weight)
+    part = repeated(select(counted, known), settings.strong_weight)
     found = _fitted(part, settings, missing + int((~known).sum()), names)
-    return found, None if found is not None else NO_VERDICT
+    if found is None:
+        return None, NO_VERDICT
+    notes = [f"without {name}" for name in unpublished(settings)]
+    method = "; ".join([found.estimate.method, *notes])
+    estimate = found.estimate.model_copy(update={"method": method})
+    return found.model_copy(update={"estimate": estimate}), None
 
 
-def _repeated(part: Judgments, strong_weight: int) -> Judgments:
+def unpublished(settings: Settings) -> tuple[str, ...]:
+    """Return what AlpacaEval's published fit has and these settings of its form have not."""
+    if settings.length_control is not LengthControl.ALPACA_EVAL:
+        return ()
+    parts = {"item difficulty": settings.difficulty, "regulariser": settings.regulariser}
+    return tuple(name for name, part in parts.items() if part is None)
+
+
+def repeated(part: Judgments, strong_weight: int) -> Judgments:
     """Return the judgments with each strong one as often as it counts; prompts stay whole."""
     rows = np.repeat(np.arange(len(part)), np.where(part.strong, strong_weight, 1))
     return part if len(rows) == len(part) else select(part, rows)

@@ -39,7 +39,8 @@ class SuiteForecast(Record):
         answer_tokens: at most.
         win_rate: smallest distance of a win rate from 1/2 that the suite finds with the stated
             power; None for a suite of one prompt.
-        difference: smallest paired difference of two shares near one half.
+        difference: smallest paired difference of two shares near one half; its ``difference`` is
+            None where that would be above 1, which cannot occur.
     """
 
     suite: str
@@ -74,7 +75,9 @@ class JudgeForecast(Record):
         requests: each pair is asked in both orders; what the cache holds is not known before the
             answers are.
         seconds: as measured when the judge was last asked from here.
-        usd: at list prices; None where no price is known, or none is paid.
+        usd: at list prices, for replies as long as they may become; None where no price is known,
+            or none is paid.
+        paid: whether an API is asked, which may cost something.
     """
 
     judge: str
@@ -85,6 +88,7 @@ class JudgeForecast(Record):
     output_tokens: int
     seconds: float | None
     usd: float | None
+    paid: bool
 
 
 class RunForecast(Record):
@@ -111,6 +115,11 @@ class RunForecast(Record):
         """Cost of all judges whose price is known; None where none is."""
         known = [judge.usd for judge in self.judges if judge.usd is not None]
         return sum(known) if known else None
+
+    @property
+    def unpriced(self) -> tuple[str, ...]:
+        """Judges that may cost something, nobody knows how much."""
+        return tuple(judge.judge for judge in self.judges if judge.paid and judge.usd is None)
 
 
 def forecast(config: RunConfig) -> RunForecast:
@@ -146,7 +155,9 @@ def _suite(plan: Plan, suite: Suite, prompts: Mapping[str, Prompts]) -> SuiteFor
 
 
 def _difference(prompts: int) -> Planned:
-    return minimum_detectable_difference(Design(prompts=prompts, sd=LARGEST_SD * UNRELATED))
+    found = minimum_detectable_difference(Design(prompts=prompts, sd=LARGEST_SD * UNRELATED))
+    possible = found.difference is not None and found.difference <= 1
+    return found if possible else found.model_copy(update={"difference": None})
 
 
 def _prompt_tokens(
@@ -208,4 +219,5 @@ def _judge(plan: Plan, judge: LlmJudge, pairs: Sequence[AnswerPair]) -> JudgeFor
         output_tokens=found.most.output,
         seconds=found.requests / asked if asked else None,
         usd=found.usd,
+        paid=judge.spec.asks_an_api,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from harness.alignment import AlignedRun
-from harness.stats.judged import Judged, Lengths, from_judgments
+from harness.stats.judged import Judged, Lengths, by_name, from_judgments
 from harness.types import REFERENCE, Judgment
 
 
@@ -13,11 +13,22 @@ def opinions(run: AlignedRun) -> Mapping[str, Judged]:
     """Return the judgments whose verdicts do not follow from a rule, by suite that has some."""
     rules = {judge.name for judge in run.manifest.judges if judge.by_rule}
     lengths = _lengths(run)
+    units = {card.name: run.units(card.name) for card in run.manifest.suites}
+    places = {suite: {e: i for i, e in enumerate(found)} for suite, found in units.items()}
     found: dict[str, list[Judgment]] = {card.name: [] for card in run.manifest.suites}
     for pair in sorted(run.judgments):
         if pair.judge not in rules:
             found[pair.suite] += [judged for _, judged in sorted(run.judgments[pair].items())]
-    return {suite: from_judgments(rows, lengths) for suite, rows in found.items() if rows}
+
+    def unit(judgment: Judgment) -> str:
+        return by_name(judgment.suite, units[judgment.suite][judgment.example_id])
+
+    def item(judgment: Judgment) -> int:
+        return places[judgment.suite][judgment.example_id]
+
+    return {
+        suite: from_judgments(rows, lengths, unit, item) for suite, rows in found.items() if rows
+    }
 
 
 AnswerText = Callable[[str, str, str], str | None]

@@ -110,9 +110,86 @@ def test_rates_at_equal_length(tmp_path: Path, tbpo: Tbpo) -> None:
         assert row["lc_method"] in out
 
 
+def test_a_rate_that_alpaca_eval_would_not_publish_is_pointed_out(
+    tmp_path: Path, tbpo: Tbpo
+) -> None:
+    rows = [alpaca_row(i, 1 + (i % 3) / 2) for i in range(12)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    items = [{"index": i, "instruction_difficulty": (i % 5) - 2.0} for i in range(12)]
+    difficulty = write_csv(tmp_path / "d.csv", items)
+    extra = {"std_delta_len": 2.0, "instruction_difficulty": 0.5, "preference_01": 0.25}
+    regulariser = write_csv(tmp_path / "r.csv", [extra])
+    words = ("winrate", path, "--length-control", "alpaca-eval", "--resamples", "5", "--json")
+    note = "note: the rate at equal length is not AlpacaEval's published one: it is "
+    for more, said in (
+        ((), "without item difficulty and without regulariser. "),
+        (("--difficulty", difficulty), "without regulariser. "),
+        (("--regulariser", regulariser), "without item difficulty. "),
+    ):
+        code, out, err = tbpo(*words, *more)
+        assert (code, len(json.loads(out))) == (0, 1)
+        assert err == f"{note}{said}Give --difficulty and --regulariser for that.\n"
+    whole = ("--difficulty", difficulty, "--regulariser", regulariser, "--lookup", "row")
+    assert tbpo(*words, *whole)[2] == ""
+    # Without lengths there is no such rate to speak of.
+    other = write_jsonl(tmp_path / "a.jsonl", [arena(0), arena(1)])
+    assert tbpo("winrate", other, "--length-control", "alpaca-eval")[2] == ""
+
+
+def test_differences_of_every_two_models(tmp_path: Path, tbpo: Tbpo) -> None:
+    paths, output = files(tmp_path), tmp_path / "new" / "differences.csv"
+    plain = tbpo("winrate", *paths, *QUICK)
+    assert tbpo("winrate", *paths, *QUICK, "--differences", output) == plain
+    (row,) = rows_of(output)
+    assert list(row) == [
+        "first",
+        "second",
+        "baseline",
+        "judge",
+        "difference",
+        "low",
+        "high",
+        "standard_error",
+        "p_value",
+        "holm",
+        "sign_p_value",
+        "n_prompts",
+        "n_missing",
+        "level",
+        "method",
+    ]
+    assert (row["first"], row["second"], row["difference"]) == ("sft", "dpo", "50.0")
+    assert (row["baseline"], row["judge"], row["n_prompts"]) == ("base", "j", "9")
+    assert row["holm"] == row["p_value"]
+    # Six prompts of nine differ, all one way.
+    assert float(row["sign_p_value"]) == pytest.approx(2 / 2**6)
+
+
+def test_differences_that_cannot_be_are_refused(tmp_path: Path, tbpo: Tbpo) -> None:
+    paths, output = files(tmp_path), tmp_path / "d.csv"
+    alone = ("winrate", paths[0], *QUICK, "--differences", output)
+    rates = tmp_path / "rates.csv"
+    refused(tbpo(*alone, "--output", rates), "no two models were judged by the same judge")
+    assert not output.exists()
+    assert not rates.exists()
+    both = ("winrate", *paths, *QUICK, "--differences", output)
+    refused(tbpo(*both, "--output", output), "--output and --differences both name")
+    (tmp_path / "file").touch()
+    refused(tbpo(*both[:-1], tmp_path / "file" / "d"), "--differences")
+
+
+def test_the_tally_says_that_verdicts_are_counted(tmp_path: Path, tbpo: Tbpo) -> None:
+    rows = [pair(i, "model_1", "tie") for i in range(3)]
+    _, out, _ = tbpo("winrate", write_jsonl(tmp_path / "p.jsonl", rows), *QUICK)
+    titles, cells = out.splitlines()[1:3]
+    assert "verdicts W/D/L  prompts  missing verdicts" in titles
+    assert cells.split()[-3:] == ["3/3/0", "3", "0"]
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
+        (["--lookup", "row"], "--lookup row has no use without --difficulty"),
         (["--difficulty", "D"], "--difficulty has no use with --length-control none"),
         (["--regulariser", "D"], "--regulariser belongs to --length-control alpaca-eval"),
     ],
@@ -137,7 +214,8 @@ def test_scores_of_single_answers_give_means(tmp_path: Path, tbpo: Tbpo) -> None
 
     other = write_jsonl(tmp_path / "p.jsonl", [pair()])
     refused(tbpo("winrate", other, path), "s.jsonl holds scores of single answers")
-    refused(tbpo("winrate", path, "--baseline", "x"), "--baseline belongs to verdicts on pairs")
+    for option in ("--baseline", "--difficulty", "--regulariser", "--differences"):
+        refused(tbpo("winrate", path, option, "x"), f"{option} belongs to verdicts on pairs")
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path, tbpo: Tbpo) -> None:

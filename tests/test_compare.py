@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -419,6 +420,7 @@ def test_primary_differences_are_tested_and_corrected_by_baseline() -> None:
     found = records(20).compared()
     assert all(d.test is not None and d.test.p_value is not None for d in found.differences)
     families = [(t.baseline, t.candidate, t.family) for t in found.corrected_differences]
+    # Those against the first checkpoint are one family, all others another.
     assert families == [("sft", "dpo", 2), ("sft", "tbpo-q", 2), ("dpo", "tbpo-q", 1)]
     raw = [difference(found, t.candidate, t.baseline).test for t in found.corrected_differences]
     assert [t.p_value for t in found.corrected_differences] == [r.p_value for r in raw if r]
@@ -438,11 +440,17 @@ def test_other_metrics_are_not_tested() -> None:
     assert found.corrected_differences == ()
 
 
-def test_win_rates_are_tested_and_corrected_by_judge_and_baseline() -> None:
+def test_win_rates_are_tested_and_corrected_alike_from_both_sides() -> None:
     found = records(20, judged=True).compared()
-    sizes = {(t.about, t.baseline): t.family for t in found.corrected_win_rates}
-    assert sizes == {("j", REFERENCE): 3, ("j", "sft"): 2, ("j", "dpo"): 2, ("j", "tbpo-q"): 2}
-    assert not [t for t in found.corrected_win_rates if t.candidate == REFERENCE]
+    tests = {(t.candidate, t.baseline): t for t in found.corrected_win_rates}
+    assert set(tests) == {(w.candidate, w.baseline) for w in found.win_rates}
+    for (candidate, baseline), test in tests.items():
+        back = tests[baseline, candidate]
+        assert (back.p_value, back.adjusted, back.family) == (test.p_value, test.adjusted, 3)
+    with_reference = [t.p_value for (_, b), t in tests.items() if b == REFERENCE]
+    smallest = min(p for p in with_reference if p is not None)
+    (least,) = [t for (_, b), t in tests.items() if b == REFERENCE and t.p_value == smallest]
+    assert least.adjusted == min(1.0, 3 * smallest)
     for rate in found.win_rates:
         assert rate.test is not None
         assert rate.test.p_value is not None
@@ -450,6 +458,66 @@ def test_win_rates_are_tested_and_corrected_by_judge_and_baseline() -> None:
         assert rate.estimate.high is not None
         outside = not rate.estimate.low <= 0.5 <= rate.estimate.high
         assert outside == (rate.test.p_value < 0.05)
+
+
+def test_without_reference_answers_the_first_checkpoint_is_what_win_rates_are_read_against() -> (
+    None
+):
+    run = records(20, judged=True, checkpoints=["sft", "dpo", "tbpo-q", "tbpo-a"])
+    kept = [j for j in run.judgments if REFERENCE not in (j.candidate, j.baseline)]
+    (card,) = run.manifest.suites
+    blind = run_manifest(card, checkpoints=["sft", "dpo", "tbpo-q", "tbpo-a"], blind_judges=["j"])
+    found = replace(run, judgments=kept, manifest=blind).compared()
+    sizes = {frozenset((t.candidate, t.baseline)): t.family for t in found.corrected_win_rates}
+    assert {"sft" in pair for pair in sizes} == {True, False}
+    assert all(size == 3 for size in sizes.values())
+
+
+def test_turns_of_one_dialogue_are_one_prompt() -> None:
+    """A second turn that repeats the first adds observations and no independent ones."""
+    run = records(20, judged=True)
+    (card,) = run.manifest.suites
+
+    def again(record: Any) -> Any:
+        return record.model_copy(update={"example_id": f"{record.example_id}/2"})
+
+    second = [e.model_copy(update={"id": f"{e.id}/2", "unit": e.id}) for e in run.examples]
+    twice = replace(
+        run,
+        manifest=run.manifest.model_copy(
+            update={"suites": (card.model_copy(update={"examples": 40}),)}
+        ),
+        examples=[*run.examples, *second],
+        scores=[*run.scores, *map(again, run.scores)],
+        generations=[*run.generations, *map(again, run.generations)],
+        judgments=[*run.judgments, *map(again, run.judgments)],
+    )
+    once, found = run.compared(), twice.compared()
+    for one, other in zip(once.metrics, found.metrics, strict=True):
+        assert (other.estimate.n, other.estimate.clusters) == (40, 20)
+        assert (other.estimate.low, other.estimate.high) == pytest.approx(
+            (one.estimate.low, one.estimate.high)
+        )
+    for a, b in zip(once.differences, found.differences, strict=True):
+        assert (b.estimate.low, b.estimate.high) == (a.estimate.low, a.estimate.high)
+        assert a.test is not None
+        assert b.test is not None
+        assert b.test.p_value == a.test.p_value
+    for v, w in zip(once.win_rates, found.win_rates, strict=True):
+        assert (w.estimate.clusters, w.wins) == (20, 2 * v.wins)
+        assert (w.estimate.low, w.estimate.high) == pytest.approx((v.estimate.low, v.estimate.high))
+
+
+def test_degrees_stand_beside_the_win_rate() -> None:
+    run = records(20, judged=True)
+    lean = {WIN: 0.8, TIE: 0.5, LOSS: 0.4}
+    degrees = [j.model_copy(update={"preference": lean[j.outcome]}) for j in run.judgments]
+    found = win(replace(run, judgments=degrees).compared(), "dpo", "sft")
+    assert found.mean_preference is not None
+    expected = (0.8 * found.wins + 0.5 * found.ties + 0.4 * found.losses) / 20
+    assert found.mean_preference.value == pytest.approx(expected)
+    assert win(run.compared(), "dpo", "sft").mean_preference is None
+    assert found.estimate == win(run.compared(), "dpo", "sft").estimate
 
 
 def test_strengths_of_all_sides_as_judged_and_at_equal_style() -> None:

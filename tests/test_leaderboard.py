@@ -23,6 +23,7 @@ from harness.leaderboard import (
     Standing,
     leaderboard,
 )
+from harness.stats.length_model import Regulariser
 
 RAW = Settings(length_control=LengthControl.NONE, resamples=200)
 PAPER = Settings(length_control=LengthControl.PAPER, resamples=50)
@@ -178,6 +179,26 @@ def test_a_judge_of_length_alone_has_no_preference_at_equal_length(
     assert controlled.high is not None
     assert controlled.low < 0.5 < controlled.high
     assert controlled.value == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_fit_that_alpaca_eval_would_not_publish_says_so(tmp_path: Path) -> None:
+    difficulty = np.tile([-2.0, -1.0, 0.0, 1.0, 2.0], 60)
+    regulariser = Regulariser(
+        covariates=np.array([[1.0, 0.0], [-1.0, 0.5]]), labels=np.array([0.5, 0.5])
+    )
+    form = replace(PAPER, length_control=LengthControl.ALPACA_EVAL, resamples=2)
+    item, extra = "; without item difficulty", "; without regulariser"
+    found = biased(tmp_path)
+    for settings, said in (
+        (form, [item, extra]),
+        (replace(form, difficulty=difficulty), [extra]),
+        (replace(form, regulariser=regulariser), [item]),
+        (replace(form, difficulty=difficulty, regulariser=regulariser), []),
+        (PAPER, []),
+    ):
+        method = only(leaderboard(found, settings)).columns()["lc_method"]
+        assert method.count("; without") == len(said)
+        assert method.endswith("".join(said))
 
 
 def test_a_difficulty_is_looked_up_by_index_or_by_row(

@@ -12,12 +12,13 @@ from form_runs import fake_weights
 from judge_stand_in import JudgeStandIn, judge_stand_in
 from suite_records import EXAMPLES, NAMES, SAMPLES, run_config
 
+from harness.cli_plan import _found, _points
 from harness.groups import speed_of
 from harness.pipeline import run
 from harness.plan import make_plan
 from harness.planning import forecast
 from harness.speeds import remember_speed, speed
-from harness.stats.power import WinRateDesign, minimum_detectable_win_rate
+from harness.stats.power import Planned, WinRateDesign, minimum_detectable_win_rate
 from harness.store import GENERATIONS, read_run
 from harness.types import JudgeSpec
 
@@ -97,6 +98,57 @@ def test_command_prints_and_refuses_as_a_run_does(
     assert code == 0
     assert f"own: {EXAMPLES} prompts x {SAMPLES}, {EXAMPLES * SAMPLES} answers" in out
     assert "no price known" in out
+    assert "cost:" not in out
     code, out, _ = tbpo(*words, "--judge", judge, "--json")
     assert json.loads(out)["judges"][0]["pairs"] == EXAMPLES
     refused(tbpo("plan", "--checkpoint", "base=/nowhere", "--suite", "mini"), "/nowhere")
+
+
+def test_too_few_prompts_promise_nothing(given: Path, tbpo: Tbpo) -> None:
+    words = ["plan", "--checkpoint", f"base={given / 'base'}", "--suite", given / "own.yaml"]
+    code, out, _ = tbpo(*words, "--limit", "5")
+    assert code == 0
+    said = "too few prompts to tell a win rate from 50 %, or two shares apart, four times in five"
+    assert f"    {said}\n" in out
+    (suite,) = json.loads(tbpo(*words, "--limit", "5", "--json")[1])["suites"]
+    assert (suite["win_rate"]["difference"], suite["difference"]["difference"]) == (None, None)
+    # Seven prompts find a difference that can occur, and still no win rate.
+    out = tbpo(*words)[1]
+    said = "finds two shares 90.0 points apart four times in five; too few prompts to tell a win"
+    assert f"    {said} rate from 50 %\n" in out
+
+
+def test_what_a_suite_finds_is_said_in_points() -> None:
+    planned = Planned(
+        difference=0.125, power=0.8, alpha=0.05, prompts=9, standard_error=1.0, design_effect=1.0
+    )
+    points = _points(planned)
+    distance, apart = "a win rate 12.5 points from 50 %", "two shares 12.5 points apart"
+    assert _found(points, points) == f"finds {distance}, or {apart}, four times in five"
+    assert _found(points, _points(None)) == (
+        f"finds {distance} four times in five; too few prompts to tell two shares apart"
+    )
+
+
+def test_a_cost_says_which_judges_it_leaves_out(
+    given: Path, tmp_path: Path, server: JudgeStandIn, tbpo: Tbpo
+) -> None:
+    prices = tmp_path / "prices.yaml"
+    words = ["plan", "--suite", given / "own.yaml", "--prices", prices]
+    for name in ("base", "dpo"):
+        words += ["--checkpoint", f"{name}={given / name}"]
+    server.models = [server.models[0] | {"id": f"{name}-model"} for name in ("one", "two")]
+    for name in ("one", "two"):
+        words += ["--judge", f"{name}={server.url},suites=own,model={name}-model"]
+    found = {}
+    for pattern in ("*", "one*"):
+        prices.write_text(PRICES.replace("*", pattern))
+        code, found[pattern], err = tbpo(*words)
+        assert code == 0, err
+    last = {pattern: out.splitlines()[-1] for pattern, out in found.items()}
+    assert last["*"].startswith("cost: at most about 0.")
+    assert last["*"].endswith(" USD, retries aside")
+    assert last["one*"].startswith("cost: at most about 0.")
+    assert last["one*"].endswith(" USD, retries aside, and on top what two costs: no price known")
+    assert "no price known; time" not in found["*"]
+    assert "no price known; time" in found["one*"]

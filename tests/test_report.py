@@ -22,7 +22,7 @@ from harness.report.labels import Box, place
 from harness.report.lookup import Lookup
 from harness.report.markdown import escape, fenced
 from harness.report.significance import p_pair
-from harness.report.tables import Change, Rank, change_of, ranks
+from harness.report.tables import Change, Rank, change_of, excludes, ranks, suite_tables
 from harness.report.text import MINUS, NBSP, short_names, shown
 from harness.report.verdict import chance, verdict
 from harness.stats.estimates import mirrored
@@ -255,6 +255,7 @@ def metric_differences(results: Sequence[MetricResult], first: str) -> list[Metr
         if r.checkpoint == first or r.estimate.value is None or base.value is None:
             continue
         half = METRICS[r.suite][r.metric.key][5] * 1.05
+        told = abs(r.estimate.value - base.value) > half
         found.append(
             MetricDifference(
                 suite=r.suite,
@@ -265,7 +266,7 @@ def metric_differences(results: Sequence[MetricResult], first: str) -> list[Metr
                 estimate=estimate(
                     r.estimate.value - base.value, half, r.estimate.n, clusters=r.estimate.clusters
                 ),
-                test=difference_test(0.001 * (1 + len(found))) if r.primary else None,
+                test=difference_test(0.0001 if told else 0.4) if r.primary else None,
             )
         )
     return found
@@ -360,8 +361,8 @@ def comparison(
         differences=tuple(differences),
         win_rates=tuple(rates),
         strengths=tuple(strengths(names)),
-        corrected_differences=tuple(corrected_differences(differences, tuple(names))),
-        corrected_win_rates=tuple(corrected_win_rates(rates)),
+        corrected_differences=tuple(corrected_differences(differences, names[0])),
+        corrected_win_rates=tuple(corrected_win_rates(rates, names[0])),
         samples=samples(names),
         resamples=2000,
         seed=11,
@@ -713,11 +714,14 @@ def test_strengths_of_all_sides_stand_below_their_pairs(
 def test_what_so_many_prompts_can_find_is_said_of_every_judge(
     full: tuple[Comparison, ReportFiles, Page],
 ) -> None:
-    _, _, page = full
-    planned = minimum_detectable_win_rate(WinRateDesign(prompts=60))
+    found, _, page = full
+    rates = [w for w in found.win_rates if (w.suite, w.judge) == ("hh", "reward")]
+    ties = sum(w.ties for w in rates) / sum(w.wins + w.ties + w.losses for w in rates)
+    planned = minimum_detectable_win_rate(WinRateDesign(prompts=60, ties=ties))
     assert planned.difference is not None
     least = f"{100 * (0.5 + planned.difference):.0f}{NBSP}% or more is told from 50{NBSP}%"
-    assert f"With 60{NBSP}prompts and without ties, a true win rate of {least}" in page.text
+    prompts = f"With 60{NBSP}prompts and {100 * ties:.0f}{NBSP}% ties, as here"
+    assert f"{prompts}, a true win rate of {least}" in page.text
 
 
 def test_long_names_and_ten_checkpoints(tmp_path: Path) -> None:
@@ -847,3 +851,51 @@ def test_reading_half_imports_nothing_heavy() -> None:
     code = f"import sys, harness.report; print(sorted(set(sys.modules) & set({heavy + producing})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_difference_counts_where_its_test_finds_it_too() -> None:
+    found = comparison()
+    quiet = [
+        d.model_copy(update={"test": difference_test(0.2)}) if d.test else d
+        for d in found.differences
+    ]
+    changed = found.model_copy(
+        update={
+            "differences": tuple(quiet),
+            "corrected_differences": tuple(corrected_differences(quiet, NAMES[0])),
+        }
+    )
+    lookup = Lookup(changed)
+    assert verdict(lookup).startswith("No difference between base and dpo, tbpo-q or tbpo-a")
+    (card, *_) = changed.manifest.suites
+    lines = [line for line in suite_tables(lookup, card).differences["base"] if line.cells[0].test]
+    assert lines
+    words = {excludes(cell).partition(";")[0] for line in lines for cell in line.cells}
+    assert words == {"includes zero", "excludes zero, the test does not"}
+    assert {cell.change for line in lines for cell in line.cells} == {Change.UNRESOLVED}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(0.5004, 0.75, "[50.04, 75.00]"), (0.504, 0.75, "[50.4, 75.0]"), (0.5, 0.75, "[50, 75]")],
+)
+def test_a_bound_that_is_not_the_null_does_not_look_like_it(
+    low: float, high: float, text: str
+) -> None:
+    given = Estimate(value=0.6333, low=low, high=high, n=60, clusters=60, method="m")
+    assert shown(given, "share", null=0.5).interval.replace(NBSP, " ") == text
+
+
+def test_degrees_of_a_judge_stand_below_its_win_rate(tmp_path: Path) -> None:
+    found = comparison()
+    rates = [
+        w.model_copy(update={"mean_preference": estimate(0.4321, 0.04)})
+        if (w.suite, w.judge) == ("hh", "reward")
+        else w
+        for w in found.win_rates
+    ]
+    files = render(found.model_copy(update={"win_rates": tuple(rates)}), tmp_path)
+    words = shown(estimate(0.4321, 0.04), "share", null=0.5).line
+    assert f"mean preference {words}" in page_of(files).text
+    assert f"degree {words}" in files.markdown.read_text(encoding="utf-8")
+    assert "mean preference" not in page_of(render(found, tmp_path)).text

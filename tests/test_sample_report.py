@@ -70,8 +70,17 @@ def jackknife_error(product: np.ndarray, weight: np.ndarray) -> float:
 
 
 def check_share(estimate: dict[str, Any], product: np.ndarray, weight: np.ndarray) -> None:
-    """Wilson's bounds lie t standard errors from the share, each error that of the bound."""
+    """Wilson's bounds lie t standard errors from the share, each error that of the bound.
+
+    Where all prompts have one share between 0 and 1, Clopper and Pearson's bound on the prompts
+    that have another moves it towards 0 and 1.
+    """
     share, error = product.sum() / weight.sum(), jackknife_error(product, weight)
+    if error < 1e-12 and 0 < share < 1:
+        others = binomtest(0, len(product)).proportion_ci(method="exact").high
+        expected = share * (1 - others), share + (1 - share) * others
+        assert (estimate["low"], estimate["high"]) == pytest.approx(expected)
+        return
     size = share * (1 - share) / error**2 if error > 1e-12 else len(product)
     reach = t.ppf(0.975, len(product) - 1)
     assert estimate["low"] <= share <= estimate["high"]
@@ -213,12 +222,15 @@ def test_differences(comparison: dict[str, Any], scores: pd.DataFrame) -> None:
 
 def test_corrected_p_values(comparison: dict[str, Any]) -> None:
     """Holm's adjusted values by their definition, in families to one baseline."""
-    families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    with_reference = {w["judge"] for w in comparison["win_rates"] if w["baseline"] == "reference"}
     for found in comparison["corrected_differences"]:
-        families.setdefault(("difference", found["baseline"]), []).append(found)
-    for found in comparison["corrected_win_rates"]:
-        families.setdefault((found["about"], found["baseline"]), []).append(found)
-    assert len(families) > 8
+        families.setdefault(("difference", found["baseline"] == "base"), []).append(found)
+    for found in comparison["corrected_win_rates"][::2]:
+        sides = found["candidate"], found["baseline"]
+        focus = "reference" if found["about"] in with_reference else "base"
+        families.setdefault((found["about"], focus in sides), []).append(found)
+    assert len(families) == 2 + 2 * len(comparison["manifest"]["judges"])
     for family in families.values():
         p = np.array([found["p_value"] for found in family])
         assert {found["family"] for found in family} == {len(family)}

@@ -9,12 +9,14 @@ from scipy.special import expit
 
 from harness.stats import bootstrap
 from harness.stats.bootstrap import Weighted, cluster_mean, paired_difference
+from harness.stats.clustered import clustered_share
 from harness.stats.estimates import reflected
 from harness.stats.jackknife import contributions
 from harness.stats.proportion import wilson
 from harness.stats.winrate import (
     count_outcomes,
     length_controlled_win_rate,
+    mean_preference,
     win_rate,
     win_rate_tests,
 )
@@ -241,6 +243,28 @@ def test_win_rate_is_antisymmetric() -> None:
     assert one.sign_p_value == other.sign_p_value
 
 
+@pytest.mark.parametrize("count", [3, 8, 12, 60])
+@pytest.mark.parametrize("degree", [0.2, 0.5, 0.7, 0.9])
+def test_one_degree_throughout_is_tested_as_its_interval_says(degree: float, count: int) -> None:
+    found = clustered_share(np.full(count, degree), names(count))
+    low, high = bounds(found.estimate)
+    assert 0 < low <= degree <= high < 1
+    assert found.p_value is not None
+    assert (found.p_value < 0.05) == (not low <= 0.5 <= high)
+    assert "all clusters have the same share" in found.estimate.method
+
+
+def test_degrees_have_a_mean_of_their_own() -> None:
+    outcomes, degrees = [WIN, LOSS, TIE, INVALID], [0.9, 0.3, 0.5, None]
+    found = mean_preference(outcomes, degrees, names(4), missing=1)
+    assert found is not None
+    assert found.value == pytest.approx(1.7 / 3)
+    assert (found.n, found.missing) == (3, 2)
+    assert mean_preference([WIN, LOSS, TIE], [1.0, 0.0, 0.5], names(3)) is None
+    assert mean_preference([WIN, TIE], [None, None], names(2)) is None
+    assert mean_preference([INVALID], [None], names(1)) is None
+
+
 def test_tests_of_a_win_rate_are_the_textbook_ones() -> None:
     outcomes = [WIN] * 31 + [LOSS] * 14 + [TIE] * 5 + [INVALID] * 2
     raw = win_rate(outcomes, names(52))
@@ -264,10 +288,14 @@ def test_unanimous_verdicts_are_not_certainty(outcome: Outcome, share: float) ->
     assert value(raw) == share
     assert value(controlled) == pytest.approx(share, abs=0.002)
     assert bounds(raw) == bounds(controlled)
-    # Wilson's bounds solve |share - bound| = t sqrt(bound (1 - bound) / 40).
     for bound in bounds(raw):
-        distance = stats.t.ppf(0.975, 39) * np.sqrt(bound * (1 - bound) / 40)
-        assert abs(share - bound) == pytest.approx(distance, abs=1e-12)
+        if share == 0.5:
+            # At most 1 - 0.025^(1/40) of all prompts are no ties, and those all go one way.
+            assert abs(share - bound) == pytest.approx((1 - 0.025 ** (1 / 40)) / 2)
+        else:
+            # Wilson's bounds solve |share - bound| = t sqrt(bound (1 - bound) / 40).
+            distance = stats.t.ppf(0.975, 39) * np.sqrt(bound * (1 - bound) / 40)
+            assert abs(share - bound) == pytest.approx(distance, abs=1e-12)
     assert "wilson" in raw.method
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,17 @@ class Table:
     metric: MetricInfo
     primary: bool
     columns: Mapping[str, Column]
+    units: Mapping[str, str]
+
+    def observations(self, checkpoint: str) -> dict[Key, Weighted]:
+        """Return a checkpoint's values by independent unit and a number within it, in order."""
+        counted: Counter[str] = Counter()
+        found: dict[Key, Weighted] = {}
+        for key in sorted(self.columns[checkpoint].values, key=_place):
+            unit = self.units.get(key[0], key[0])
+            found[unit, counted[unit]] = self.columns[checkpoint].values[key]
+            counted[unit] += 1
+        return found
 
 
 def tables(run: AlignedRun) -> Iterator[Table]:
@@ -38,7 +50,13 @@ def tables(run: AlignedRun) -> Iterator[Table]:
         asked = run.asked(card)
         for info in card.metrics:
             columns = _columns(run, card.name, info.key, asked)
-            yield Table(card.name, info, info.key in card.primary, columns)
+            primary = info.key in card.primary
+            yield Table(card.name, info, primary, columns, run.units(card.name))
+
+
+def _place(key: Key) -> tuple[str, int]:
+    example, sample = key
+    return example, -1 if sample is None else sample
 
 
 def _columns(run: AlignedRun, suite: str, metric: str, asked: set[Answer]) -> dict[str, Column]:

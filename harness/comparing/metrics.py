@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.comparing.columns import Table
 from harness.comparing.resampling import Resampling
-from harness.stats.bootstrap import Key, cluster_mean, paired_difference
+from harness.stats.bootstrap import cluster_mean, paired_difference
 from harness.stats.clustered import clustered_share
 from harness.stats.paired import bounded, paired_tests
 from harness.types import SHARE, Estimate, MetricDifference, MetricResult
@@ -29,10 +29,10 @@ def results(table: Table, resampling: Resampling) -> Iterator[MetricResult]:
 
 def _mean(table: Table, checkpoint: str, resampling: Resampling) -> Estimate:
     column = table.columns[checkpoint]
-    ordered = sorted(column.values.items(), key=_place)
-    clusters = [key[0] for key, _ in ordered]
-    values = np.array([entry.value for _, entry in ordered], dtype=np.float64)
-    weights = np.array([entry.weight for _, entry in ordered], dtype=np.float64)
+    found = table.observations(checkpoint)
+    clusters = [unit for unit, _ in found]
+    values = np.array([entry.value for entry in found.values()], dtype=np.float64)
+    weights = np.array([entry.weight for entry in found.values()], dtype=np.float64)
     if table.metric.unit == SHARE:
         share = clustered_share(values, clusters, weights=weights, missing=len(column.lacking))
         return share.estimate
@@ -44,11 +44,6 @@ def _mean(table: Table, checkpoint: str, resampling: Resampling) -> Estimate:
         resamples=resampling.resamples,
         missing=len(column.lacking),
     )
-
-
-def _place(item: tuple[Key, object]) -> tuple[str, int]:
-    example, sample = item[0]
-    return example, -1 if sample is None else sample
 
 
 def differences(table: Table, resampling: Resampling) -> Iterator[MetricDifference]:
@@ -65,15 +60,15 @@ def _difference(
     Prompts that only one side has are left to :func:`paired_difference`, which counts them.
     """
     sides = table.columns[candidate], table.columns[baseline]
-    one_sided = {key[0] for key in sides[0].values} ^ {key[0] for key in sides[1].values}
     lacking = sides[0].lacking.keys() | sides[1].lacking.keys()
-    ordered = [dict(sorted(side.values.items(), key=_place)) for side in sides]
+    ordered = [table.observations(name) for name in (candidate, baseline)]
+    one_sided = {unit for unit, _ in ordered[0]} ^ {unit for unit, _ in ordered[1]}
     about = (table.suite, table.metric.key, candidate, baseline)
     estimate = paired_difference(
         *ordered,
         rng=resampling.rng("difference", *about),
         resamples=resampling.resamples,
-        missing=sum(key[0] not in one_sided for key in lacking),
+        missing=sum(table.units.get(key[0], key[0]) not in one_sided for key in lacking),
     )
     permuting = resampling.rng("permutation", *about)
     return MetricDifference(

@@ -10,7 +10,7 @@ import numpy as np
 from harness.alignment import AlignedRun
 from harness.stats.bootstrap import FloatArray
 from harness.stats.bradley_terry import bradley_terry
-from harness.stats.judged import Judged, by_name, select
+from harness.stats.judged import Judged, select
 from harness.style import STYLE_NAMES, StyleCounts, count_style, style_differences
 from harness.trust import answer_text
 from harness.types import SuiteStrengths
@@ -62,17 +62,17 @@ def _narrowed(judged: Judged) -> Judged:
 def _style(run: AlignedRun, suite: str, judged: Judged) -> FloatArray:
     """Return the style differences of the rows, (n, 4); NaN where an answer is not there."""
     text, counted = answer_text(run), dict[tuple[str, str], StyleCounts | None]()
-    examples = {by_name(suite, e.id): e.id for e in run.examples[suite]}
+    examples = run.examples[suite]
 
-    def style(side: int, prompt: int) -> StyleCounts | None:
-        key = judged.models[side], examples[judged.prompts[prompt]]
+    def style(side: int, item: int) -> StyleCounts | None:
+        key = judged.models[side], examples[item].id
         if key not in counted:
             found = text(suite, *key)
             counted[key] = None if found is None else count_style(found)
         return counted[key]
 
-    sides = zip(judged.candidate, judged.baseline, judged.prompt, strict=True)
-    rows = [(style(a, prompt), style(b, prompt)) for a, b, prompt in sides]
+    sides = zip(judged.candidate, judged.baseline, judged.item, strict=True)
+    rows = [(style(a, item), style(b, item)) for a, b, item in sides]
     known = [place for place, row in enumerate(rows) if None not in row]
     differences = np.full((len(rows), len(STYLE_NAMES)), np.nan)
     both = [(a, b) for a, b in rows if a is not None and b is not None]

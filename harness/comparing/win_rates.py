@@ -11,6 +11,7 @@ from harness.stats.estimates import mirrored
 from harness.stats.winrate import (
     count_outcomes,
     length_controlled_win_rate,
+    mean_preference,
     win_rate,
     win_rate_tests,
 )
@@ -31,6 +32,7 @@ class _Verdicts:
     """Verdicts on one pair as parallel columns, in the order of the example ids."""
 
     outcomes: Sequence[Outcome]
+    degrees: Sequence[float | None]
     lengths: Sequence[int]
     clusters: Sequence[str]
     absent: int
@@ -38,12 +40,13 @@ class _Verdicts:
     @classmethod
     def of(cls, run: AlignedRun, pair: Pair) -> _Verdicts:
         found = sorted(run.judgments[pair].values(), key=lambda verdict: verdict.example_id)
-        clusters = [verdict.example_id for verdict in found]
+        judged, units = [verdict.example_id for verdict in found], run.units(pair.suite)
         return cls(
             outcomes=[verdict.outcome for verdict in found],
+            degrees=[verdict.preference for verdict in found],
             lengths=[verdict.length_difference for verdict in found],
-            clusters=clusters,
-            absent=len(set(run.judged_examples(pair)) - set(clusters)),
+            clusters=[units[example] for example in judged],
+            absent=len(set(run.judged_examples(pair)) - set(judged)),
         )
 
     @property
@@ -71,6 +74,9 @@ def _win_rate(run: AlignedRun, pair: Pair, resampling: Resampling) -> WinRate:
         length_controlled=_length_controlled(verdicts, pair, resampling),
         mean_length_difference=verdicts.mean_length_difference,
         test=win_rate_tests(raw, verdicts.outcomes, verdicts.clusters),
+        mean_preference=mean_preference(
+            verdicts.outcomes, verdicts.degrees, verdicts.clusters, missing=verdicts.absent
+        ),
     )
 
 

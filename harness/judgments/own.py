@@ -16,7 +16,7 @@ from harness.judgments.verdicts import Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST
 from harness.stats.winrate import LABELS
 from harness.store import GENERATIONS, read_records
-from harness.types import Judgment, OrderedVerdict, Shown
+from harness.types import Judgment, OrderedVerdict, Outcome, Shown
 
 ORDERS = {Shown.CANDIDATE_FIRST: CANDIDATE_FIRST, Shown.BASELINE_FIRST: BASELINE_FIRST}
 
@@ -58,8 +58,10 @@ def _reader(table: Table) -> RowReader:
             lengths=_both(found, lengths),
             difference=found.length_difference,
         )
+        valid = found.outcome is not Outcome.INVALID
         for order in found.orders:
-            yield pair._replace(preference=_preference(order), order=ORDERS[order.shown])
+            degree = _preference(order) if valid else None
+            yield pair._replace(preference=degree, order=ORDERS[order.shown])
         if not found.orders:
             yield pair
 

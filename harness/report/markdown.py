@@ -117,7 +117,8 @@ def _legend(report: Report) -> str:
     first = escape(report.columns[0].name)
     marks = (
         f"Bold: best; underlined: second. \u25b2 better, \u25bc worse, \u2260 higher or lower than "
-        f"{first}: the interval of the paired difference excludes zero. n: observations."
+        f"{first}: the interval of the paired difference excludes zero and the test finds it, "
+        f"before correction. n: observations."
     )
     return marks if len(report.columns) > 1 else "n: observations."
 
@@ -198,7 +199,9 @@ def _rate_table(rows: Sequence[RateRow]) -> str:
 def _rate_row(row: RateRow) -> list[str]:
     return [
         f"{escape(row.rate.candidate)} against {escape(row.rate.baseline)}",
-        row.raw.line,
+        row.raw.line
+        if row.degree is None
+        else f"{row.raw.line}<br><sub>degree {row.degree.line}</sub>",
         row.controlled.line,
         row.length.line,
         row.difference,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.report.text import NBSP, number
+from harness.report.text import NBSP, counted, number
 from harness.types import Corrected
 
 ALPHA = 0.05
@@ -17,10 +17,18 @@ def p_text(p_value: float | None) -> str:
 
 
 def p_pair(corrected: Corrected | None) -> str:
-    """Return ``p 0.012, Holm 0.084``; empty where nothing was tested."""
+    """Return ``p 0.012, Holm 0.084 (7 tests)``; empty where nothing was tested."""
     if corrected is None or corrected.p_value is None:
         return ""
-    return f"p{NBSP}{p_text(corrected.p_value)}, Holm{NBSP}{p_text(corrected.adjusted)}"
+    p, holm = p_text(corrected.p_value), p_text(corrected.adjusted)
+    return f"p{NBSP}{p}, Holm{NBSP}{holm} ({counted(corrected.family, 'test')})"
+
+
+def rejected(corrected: Corrected | None) -> bool | None:
+    """Return whether a test by itself finds a difference; None where nothing was tested."""
+    if corrected is None or corrected.p_value is None:
+        return None
+    return corrected.p_value < ALPHA
 
 
 def significant(corrected: Corrected) -> bool:

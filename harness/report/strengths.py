@@ -63,7 +63,7 @@ def _block(lookup: Lookup, found: SuiteStrengths) -> StrengthBlock:
 
 def _shown(rate: Estimate) -> Shown:
     """Return a win rate as text; where there is none, with the reason in the interval's place."""
-    found = shown(rate, SHARE)
+    found = shown(rate, SHARE, null=0.5)
     return found if rate.value is not None else replace(found, interval=rate.method)
 
 
@@ -72,6 +72,7 @@ def strength_note(block: StrengthBlock) -> str:
     found = ", ".join(f"{name} {text.line}" for name, text in block.effects)
     effects = f" Log-odds that one root mean square of each adds: {found}." if found else ""
     return (
-        "One Bradley-Terry model of all pairs of this judge; at equal style, the differences in "
+        "One Bradley-Terry model of all pairs of this judge, fitted to its degrees of preference "
+        "in each order; at equal style, the differences in "
         f"length, headings, list items and bold type are held at zero.{effects}"
     )

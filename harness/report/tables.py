@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harness.report.lookup import Lookup
-from harness.report.significance import p_data, p_pair
+from harness.report.significance import p_data, p_pair, rejected
 from harness.report.text import Shown, shown
 from harness.types import Corrected, Direction, Estimate, MetricInfo, SuiteCard
 
@@ -100,13 +100,30 @@ def change_of(difference: Estimate | None, direction: Direction) -> Change:
     return Change.BETTER if up == (direction == Direction.HIGHER) else Change.WORSE
 
 
+def resolved(lookup: Lookup, metric: MetricInfo, about: tuple[str, str, str]) -> Change:
+    """Return what a difference says where its test, if it has one, finds it too.
+
+    With few prompts that differ, an interval may exclude zero and the exact test not reject.
+
+    Args:
+        about: suite, candidate, baseline.
+    """
+    suite, candidate, baseline = about
+    change = change_of(lookup.difference(suite, metric.key, candidate, baseline), metric.direction)
+    test = lookup.difference_tests.get((suite, metric.key, candidate, baseline))
+    return Change.UNRESOLVED if rejected(test) is False else change
+
+
 def excludes(cell: Cell) -> str:
     """Return what the interval of a difference says, in words, and its p values if tested."""
     if cell.estimate is None or cell.estimate.low is None:
         return "no interval"
+    low, high = cell.estimate.low, cell.estimate.high
     words = "includes zero"
     if cell.change != Change.UNRESOLVED:
         words = f"excludes zero: {cell.change.value}"
+    elif high is not None and not low <= 0.0 <= high:
+        words = "excludes zero, the test does not"
     return "; ".join(part for part in (words, p_pair(cell.test)) if part)
 
 
@@ -153,9 +170,8 @@ def metric_line(lookup: Lookup, card: SuiteCard, metric: MetricInfo) -> Line:
     placed = zip(names, estimates, ranks(estimates, metric.direction), bars(estimates), strict=True)
     cells = []
     for name, estimate, rank, bar in placed:
-        difference = lookup.difference(card.name, metric.key, name, names[0])
         text = shown(estimate, metric.unit)
-        change = change_of(difference, metric.direction)
+        change = resolved(lookup, metric, (card.name, name, names[0]))
         cells.append(Cell(card.name, metric.key, name, None, estimate, text, rank, change, bar))
     return Line(card, metric, tuple(cells))
 
@@ -168,7 +184,7 @@ def difference_line(
     for name in candidates:
         estimate = lookup.difference(card.name, metric.key, name, baseline)
         text = shown(estimate, metric.unit, difference=True)
-        change = change_of(estimate, metric.direction)
+        change = resolved(lookup, metric, (card.name, name, baseline))
         test = lookup.difference_tests.get((card.name, metric.key, name, baseline))
         about = (card.name, metric.key, name, baseline)
         cells.append(Cell(*about, estimate, text, change=change, test=test))

@@ -79,8 +79,15 @@ def _suffix(unit: str, difference: bool) -> str:
     return f"{NBSP}pp" if difference else f"{NBSP}%"
 
 
-def shown(estimate: Estimate | None, unit: str, *, difference: bool = False) -> Shown:
-    """Return an estimate as text: shares in percent, their differences in percentage points."""
+def shown(
+    estimate: Estimate | None, unit: str, *, difference: bool = False, null: float | None = None
+) -> Shown:
+    """Return an estimate as text: shares in percent, their differences in percentage points.
+
+    Args:
+        null: value that the reader compares bounds with, 0 for a difference: a bound that is not
+            equal to it is shown with enough digits, of four at most, not to look so.
+    """
     if estimate is None:
         return Shown(NO_DATA, "", "not computed")
     if estimate.value is None:
@@ -92,7 +99,19 @@ def shown(estimate: Estimate | None, unit: str, *, difference: bool = False) -> 
     places = places_for(value, low, high)
     exact = max(places, 1) if unit == SHARE else places
     text = number(value, exact, signed=difference) + _suffix(unit, difference)
+    null = 0.0 if difference else null
+    if null is not None:
+        places = _telling(
+            places, [bound for bound in (low, high) if bound is not None], null * factor
+        )
     return Shown(text, _interval(low, high, places, signed=difference), counts_of(estimate))
+
+
+def _telling(places: int, bounds: Sequence[float], null: float) -> int:
+    """Return the digits at which no bound looks like the null that it is not."""
+    while places < 4 and any(b != null and round(b, places) == round(null, places) for b in bounds):
+        places += 1
+    return places
 
 
 def _interval(low: float | None, high: float | None, places: int, *, signed: bool) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.report.lookup import Lookup
 from harness.report.significance import ALPHA, significant
-from harness.report.tables import Change, change_of
+from harness.report.tables import Change, change_of, resolved
 from harness.report.text import NBSP, clean, counted, joined, number, shown
 from harness.types import (
     SHARE,
@@ -50,11 +50,18 @@ def primary_differences(lookup: Lookup) -> list[MetricDifference]:
 
 
 def findings(lookup: Lookup) -> dict[str, list[Finding]]:
-    """Return, for each checkpoint, the primary metrics whose difference excludes zero."""
+    """Return, for each checkpoint, the primary metrics on which it differs from the first one.
+
+    Where differences were tested, they count if they stand after the correction for all of them.
+    """
     found: dict[str, list[Finding]] = {}
     for difference in primary_differences(lookup):
-        change = change_of(difference.estimate, difference.metric.direction)
-        if change != Change.UNRESOLVED:
+        about = difference.suite, difference.candidate, difference.baseline
+        change = resolved(lookup, difference.metric, about)
+        test = lookup.difference_tests.get(
+            (difference.suite, difference.metric.key, difference.candidate, difference.baseline)
+        )
+        if change != Change.UNRESOLVED and (test is None or significant(test)):
             found.setdefault(difference.candidate, []).append(Finding(change, difference))
     return {name: found[name] for name in lookup.names if name in found}
 
@@ -136,10 +143,10 @@ def chance(lookup: Lookup) -> str | None:
     if not usable:
         return None
     total = len(usable)
-    resolved = sum(len(found) for found in findings(lookup).values())
+    outside = sum(change_of(d.estimate, d.metric.direction) != Change.UNRESOLVED for d in usable)
     expected = number(total * (1 - usable[0].estimate.level), 1)
     return (
-        f"{resolved} of {counted(total, 'primary difference')} exclude zero; if no checkpoint "
+        f"{outside} of {counted(total, 'primary difference')} exclude zero; if no checkpoint "
         f"differed from any other, about {expected} would by chance alone.{_corrected(lookup)}"
     )
 

@@ -18,9 +18,12 @@ from harness.types import REFERENCE, SHARE, Corrected, Estimate, JudgeInfo, Suit
 CHARACTERS = "characters"
 """Metric that holds the mean length of a checkpoint's answers."""
 
+MOST_TIES = 0.99
+"""Share of ties above which nothing is left to detect."""
+
 P_VALUES = (
-    "p: test of a win rate of one half, prompts as the units; Holm: the same within the family of "
-    "this judge's win rates against one baseline, over all suites."
+    "p: test of a win rate of one half, prompts as the units; Holm: the same corrected for so many "
+    "tests of this judge over all suites, of pairs with this baseline or of all others."
 )
 
 HEAT = 0.9
@@ -39,7 +42,7 @@ class DuelCell:
     @property
     def text(self) -> Shown:
         """Win rate in percent with its interval."""
-        return shown(self.rate.estimate if self.rate else None, SHARE)
+        return shown(self.rate.estimate if self.rate else None, SHARE, null=0.5)
 
     @property
     def change(self) -> Change:
@@ -84,14 +87,20 @@ class RateRow:
     @property
     def raw(self) -> Shown:
         """Win rate as judged."""
-        return shown(self.rate.estimate, SHARE)
+        return shown(self.rate.estimate, SHARE, null=0.5)
 
     @property
     def controlled(self) -> Shown:
         """Win rate predicted at equal length."""
         if self.rate.length_controlled is None:
             return Shown("no data", "", "not fitted")
-        return shown(self.rate.length_controlled, SHARE)
+        return shown(self.rate.length_controlled, SHARE, null=0.5)
+
+    @property
+    def degree(self) -> Shown | None:
+        """Mean degree of preference, where the judge gives degrees."""
+        found = self.rate.mean_preference
+        return None if found is None else shown(found, SHARE, null=0.5)
 
     @property
     def difference(self) -> str:
@@ -222,12 +231,16 @@ def _rows(lookup: Lookup, card: SuiteCard, judge: str, baselines: list[str]) -> 
 
 def _detectable(lookup: Lookup, card: SuiteCard, judge: str) -> str:
     """Return what the fewest prompts behind a win rate can find; empty with fewer than two."""
-    rates = lookup.comparison.win_rates
-    found = [w.estimate.clusters for w in rates if (w.suite, w.judge) == (card.name, judge)]
-    if not found or min(found) < 2:
+    rates = [w for w in lookup.comparison.win_rates if (w.suite, w.judge) == (card.name, judge)]
+    prompts, total = (
+        min((w.estimate.clusters for w in rates), default=0),
+        sum(w.wins + w.ties + w.losses for w in rates),
+    )
+    if prompts < 2 or not total:
         return ""
-    planned = minimum_detectable_win_rate(WinRateDesign(prompts=min(found)))
-    who = f"With {counted(min(found), 'prompt')} and without ties"
+    ties = min(sum(w.ties for w in rates) / total, MOST_TIES)
+    planned = minimum_detectable_win_rate(WinRateDesign(prompts=prompts, ties=ties))
+    who = f"With {counted(prompts, 'prompt')} and {number(100 * ties, 0)}{NBSP}% ties, as here"
     if planned.difference is None:
         return f"{who}, no win rate is told from 50{NBSP}% in 8 of 10 such runs."
     least = number(100 * (0.5 + planned.difference), 0)

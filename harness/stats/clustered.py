@@ -32,6 +32,7 @@ from harness.stats.bootstrap import (
     t_quantile,
     weighted_sums,
 )
+from harness.stats.proportion import alike
 from harness.types import Estimate, Record
 
 METHOD = "cluster-robust (CR3, delete-one-cluster jackknife), t"
@@ -40,6 +41,8 @@ ROUNDING = 1e-12
 """Errors and differences below this, in terms of the means they come from, are rounding."""
 
 SHARE = "wilson with the cluster-robust (CR3) effective size, t"
+
+_SAME = "exact bounds, as all clusters have the same share"
 
 _ALIKE = "p of the sign test, as all clusters have the same value"
 
@@ -142,12 +145,16 @@ def share_test(result: Estimate, sums: FloatArray, null: float = 0.5) -> MeanTes
         low, high = (p + t^2 / 2m -+ t sqrt(p (1 - p) / m + t^2 / 4m^2)) / (1 + t^2 / m)
         statistic = (p - null) / sqrt(null (1 - null) / m)
 
-    m is the number of clusters where all have the same share: each is one observation.
+    Where all clusters have the same share, each is one observation: m = G if it is 0 or 1, and
+    between them the bounds are those of :func:`harness.stats.proportion.alike` with the p that
+    belongs to them, 2 (1/2 / max(p, 1 - p))^G for a null of 1/2.
     """
     tested = mean_test(result, sums, null)
     value, error = tested.estimate.value, tested.standard_error
     if value is None or error is None:
         return tested
+    if error == 0 and 0 < value < 1:
+        return _same_share(tested, value)
     size = value * (1 - value) / error**2 if error > 0 else float(len(sums))
     statistic = (value - null) / math.sqrt(null * (1 - null) / size)
     low, high = _wilson(value, size, t_quantile(result.level, tested.degrees))
@@ -156,6 +163,20 @@ def share_test(result: Estimate, sums: FloatArray, null: float = 0.5) -> MeanTes
         "estimate": result.model_copy(update=bounds),
         "statistic": statistic,
         "p_value": _two_sided(statistic, tested.degrees),
+    }
+    return tested.model_copy(update=update)
+
+
+def _same_share(tested: MeanTest, value: float) -> MeanTest:
+    """Return the test of a share that all clusters have."""
+    result, count = tested.estimate, tested.degrees + 1
+    low, high = alike(value, count, result.level)
+    bounds = {"value": value, "low": low, "high": high, "method": f"{SHARE}; {_SAME}"}
+    nearer = tested.null / value if value > tested.null else (1 - tested.null) / (1 - value)
+    update = {
+        "estimate": result.model_copy(update=bounds),
+        "statistic": 0.0 if value == tested.null else None,
+        "p_value": min(1.0, 2 * nearer**count),
     }
     return tested.model_copy(update=update)
 

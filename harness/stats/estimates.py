@@ -20,6 +20,7 @@ def reflected(estimate: Estimate, total: float) -> Estimate:
 def mirrored(found: WinRate) -> WinRate:
     """Return the same verdicts from the baseline's side; nothing is resampled."""
     controlled, length = found.length_controlled, found.mean_length_difference
+    degree = found.mean_preference
     changed = {
         "candidate": found.baseline,
         "baseline": found.candidate,
@@ -27,6 +28,7 @@ def mirrored(found: WinRate) -> WinRate:
         "losses": found.wins,
         "estimate": reflected(found.estimate, 1.0),
         "length_controlled": None if controlled is None else reflected(controlled, 1.0),
+        "mean_preference": None if degree is None else reflected(degree, 1.0),
         "mean_length_difference": None if length is None else 0.0 - length,
     }
     return found.model_copy(update=changed)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.stats.bootstrap import FloatArray
-from harness.types import Judgment, Shown
+from harness.types import Judgment, Outcome, Shown
 
 Codes = NDArray[np.int32]
 
@@ -74,9 +74,11 @@ class _Row(NamedTuple):
 
 
 def _rows(judgments: Iterable[Judgment]) -> Iterator[_Row]:
+    """Yield a row for each order; of a pair without a verdict, neither order has a preference."""
     for judgment in judgments:
+        valid = judgment.outcome is not Outcome.INVALID
         for shown in judgment.orders:
-            yield _Row(judgment, ORDERS[shown.shown], shown.preference)
+            yield _Row(judgment, ORDERS[shown.shown], shown.preference if valid else None)
         if not judgment.orders:
             yield _Row(judgment, ORDER_UNKNOWN, judgment.preference)
 
@@ -95,11 +97,13 @@ def from_judgments(
     judgments: Iterable[Judgment],
     lengths: Lengths,
     unit: Callable[[Judgment], str] = by_example,
+    item: Callable[[Judgment], int] | None = None,
 ) -> Judged:
     """Return the records of a run as columns: a row for each order that a pair was shown in.
 
     Args:
         unit: name of the independent unit of a judgment.
+        item: place of a judgment's example in its suite; unknown if None.
     """
     rows = list(_rows(judgments))
     sizes = [lengths(row.judgment) or (np.nan, np.nan) for row in rows]
@@ -120,7 +124,7 @@ def from_judgments(
         order=np.array([row.order for row in rows], dtype=np.int8),
         candidate_length=np.array([size[0] for size in sizes], dtype=np.float64),
         baseline_length=np.array([size[1] for size in sizes], dtype=np.float64),
-        item=np.full(len(rows), -1, dtype=np.int32),
+        item=np.array([-1 if item is None else item(r.judgment) for r in rows], dtype=np.int32),
         row=np.arange(len(rows), dtype=np.int32),
     )
 

@@ -9,14 +9,19 @@ import numpy as np
 from harness.stats.bootstrap import FloatArray, Key, Weighted, cluster_index, weighted_sums
 from harness.stats.contrasts import PromptTable, contrasts
 from harness.stats.hypothesis import ROUNDING, permutation_test, sign_test
+from harness.stats.proportion import alike
 from harness.types import DifferenceTest, Estimate
+
+PERMUTATIONS = 9_999
+"""Exchanges drawn at random; where fewer than ten are as extreme, ten times as many are drawn.
+
+The smallest p, 1e-5, is then small enough to stand in a family of thousands of tests.
+"""
 
 Side = Mapping[Key, Weighted]
 
 
-def paired_tests(
-    candidate: Side, baseline: Side, *, rng: np.random.Generator, permutations: int = 9999
-) -> DifferenceTest:
+def paired_tests(candidate: Side, baseline: Side, *, rng: np.random.Generator) -> DifferenceTest:
     """Return the tests of "no difference" that belong to ``bootstrap.paired_difference``.
 
     The sides of a whole prompt are exchanged. With m the weighted mean of each side on prompt g
@@ -37,7 +42,9 @@ def paired_tests(
     moved = means[0] - means[1]
     moved[np.abs(moved) <= ROUNDING * np.abs(means).max(axis=0, initial=0.0)] = 0.0
     shares = moved / (1 / weights[0] + 1 / weights[1])
-    found = permutation_test(shares, rng=rng, permutations=permutations)
+    found = permutation_test(shares, rng=rng, permutations=PERMUTATIONS)
+    if found.p_value is not None and found.p_value < 10 / PERMUTATIONS:
+        found = permutation_test(shares, rng=rng, permutations=10 * PERMUTATIONS)
     table = PromptTable(("candidate", "baseline"), *_columns(sums), np.zeros((len(names), 2), int))
     (contrast,) = contrasts(table)
     return DifferenceTest(
@@ -49,18 +56,16 @@ def paired_tests(
 
 
 def bounded(estimate: Estimate) -> Estimate:
-    """Return a difference of shares with an exact bound where no prompt tells the sides apart.
+    """Return a difference of shares with exact bounds where all prompts have the same one.
 
     A bootstrap cannot draw what it has not seen, and would claim to know such a difference exactly.
-    With 0 of n prompts telling, the share of prompts that do is at most 1 - (alpha/2)^(1/n)
-    (Clopper and Pearson, 1934), and a difference of shares is at most that share.
+    See :func:`harness.stats.proportion.alike`.
     """
     if estimate.value is None or estimate.low is None or estimate.low != estimate.high:
         return estimate
-    half = 1 - ((1 - estimate.level) / 2) ** (1 / estimate.clusters)
-    method = f"{estimate.method}; exact bound instead, as no prompt tells the sides apart"
-    bounds = {"low": estimate.value - half, "high": estimate.value + half, "method": method}
-    return estimate.model_copy(update=bounds)
+    low, high = alike(estimate.value, estimate.clusters, estimate.level, within=(-1.0, 1.0))
+    method = f"{estimate.method}; exact bounds instead, as all prompts have the same difference"
+    return estimate.model_copy(update={"low": low, "high": high, "method": method})
 
 
 def _aligned(candidate: Side, baseline: Side) -> tuple[list[str], FloatArray]:

@@ -1,4 +1,4 @@
-"""Intervals of a proportion."""
+"""Intervals of a proportion, and of what all observations have the same value of."""
 
 from __future__ import annotations
 
@@ -29,3 +29,18 @@ def wilson(successes: float, n: int, *, level: float = 0.95, missing: int = 0) -
         missing=missing,
         method="wilson",
     )
+
+
+def alike(
+    value: float, n: int, level: float, within: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """Return exact bounds on the mean of n independent units that were all seen at one value.
+
+    At most a share h = 1 - (alpha/2)^(1/n) of all units has another value, were it the farthest
+    one ``within`` the possible ones: low = value - h (value - lowest), and high alike.
+
+    Source: Clopper and Pearson (1934), Biometrika 26, with none of n seen.
+    """
+    share = 1 - ((1 - level) / 2) ** (1 / n)
+    lowest, highest = within
+    return value - share * (value - lowest), value + share * (highest - value)

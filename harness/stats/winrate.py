@@ -81,6 +81,29 @@ def win_rate_tests(
     )
 
 
+def mean_preference(
+    outcomes: Sequence[Outcome],
+    degrees: Sequence[float | None],
+    clusters: Sequence[str],
+    *,
+    level: float = 0.95,
+    missing: int = 0,
+) -> Estimate | None:
+    """Return the mean degree of preference over the valid verdicts, as AlpacaEval's win rate is.
+
+    Returns:
+        None where no degree says more than its outcome: the win rate has it all.
+    """
+    labels, kept = _valid(outcomes, clusters)
+    given = [degrees[place] for place in kept]
+    values = np.array([np.nan if degree is None else degree for degree in given], dtype=np.float64)
+    if not len(kept) or np.array_equal(np.where(np.isnan(values), labels, values), labels):
+        return None
+    lacking = missing + len(outcomes) - len(kept)
+    names = [clusters[place] for place in kept]
+    return clustered_share(values, names, level=level, missing=lacking).estimate
+
+
 def length_controlled_win_rate(
     outcomes: Sequence[Outcome],
     length_differences: Sequence[float],

@@ -129,6 +129,8 @@ class WinRate(Record):
         mean_length_difference: candidate minus baseline, characters.
         invalid: judgments without a verdict or absent; excluded from the estimates.
         test: of a win rate of one half.
+        mean_preference: mean degree to which the judge prefers the candidate, AlpacaEval's win
+            rate; None where the judge gives no degrees between win, tie and loss.
     """
 
     suite: str
@@ -143,6 +145,7 @@ class WinRate(Record):
     length_controlled: Estimate | None
     mean_length_difference: float | None
     test: DifferenceTest | None = None
+    mean_preference: Estimate | None = None
 
 
 class SampleAnswers(Record):

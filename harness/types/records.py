@@ -161,11 +161,17 @@ class Expected(StrEnum):
     REFUSE = "refuse"
 
 
+def _absent(value: object) -> bool:
+    return value is None
+
+
 class Example(Record):
     """One prompt of a suite with what is known about its answers.
 
     Attributes:
-        id: unique in its suite, on one line; also the independent unit of every bootstrap.
+        id: unique in its suite, on one line.
+        unit: name of the independent unit, such as the dialogue of which this is one turn; the
+            example is its own where it is None.
         messages: the chat up to and including the user turn to be answered.
         reference: a good answer (the data set's own), for overlap and win rates.
         rejected: a worse answer, for preference accuracy.
@@ -181,6 +187,8 @@ class Example(Record):
     subset: str | None = None
     instructions: tuple[Instruction, ...] = ()
     expected: Expected | None = None
+    # Left out of a dump where it is None: the content of other suites keeps its hash.
+    unit: str | None = Field(default=None, exclude_if=_absent)
 
 
 class SuiteExample(Record):

@@ -19,6 +19,7 @@ class RecordedAnswer(Record):
     Attributes:
         id: the prompt's own id; None where the file has none. Of a dialogue with several
             questions, the second answer's id is that of the dialogue with ``/2`` behind it.
+        dialogue: the dialogue's own id, where it has several questions.
         messages: the chat up to the question; empty where the file does not hold it. Two
             neighbouring user turns are questions of one dialogue: between them stood the
             model's own answer to the first.
@@ -32,6 +33,7 @@ class RecordedAnswer(Record):
     """
 
     id: str | None = Field(default=None, pattern=r"^.+$")
+    dialogue: str | None = None
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     text: str | None

@@ -91,6 +91,7 @@ def _dialogue(
     for place, turn in enumerate(choice.turns, start=1):
         yield RecordedAnswer(
             id=name if place == 1 else f"{name}/{place}",
+            dialogue=name if len(choice.turns) > 1 else None,
             messages=tuple(map(user, asked[:place])) if place <= len(asked) else (),
             text=_text(turn),
             sample=sample,

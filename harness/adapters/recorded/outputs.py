@@ -100,7 +100,7 @@ def _example(answer: RecordedAnswer, prompt: Turns, taken: set[str]) -> Example:
     name = answer.id
     if name is None or name in taken:
         name = f"prompt-{sha256_json(prompt)[:16]}"
-    return Example(id=name, messages=answer.chat, reference=answer.reference)
+    return Example(id=name, messages=answer.chat, reference=answer.reference, unit=answer.dialogue)
 
 
 def _check_known(answers: Mapping[str, Sequence[RecordedAnswer]], ids: set[str]) -> None:
