@@ -20,6 +20,8 @@ from harness.errors import InputError
 if TYPE_CHECKING:
     from harness.judge_check import Check, Measured
 
+PEOPLE = "people"
+
 
 @click.group()
 def judge() -> None:
@@ -34,7 +36,7 @@ def judge() -> None:
     multiple=True,
     type=click.Path(path_type=Path),
     required=True,
-    help="Preference file with human labels: 'chosen' and 'rejected' answers. Repeat it.",
+    help="Labelled pairs: 'chosen' and 'rejected' answers, or TL;DR comparisons. Repeat it.",
 )
 @asking_options
 @json_option
@@ -47,7 +49,8 @@ def check(
 ) -> None:
     """Measure how often judges decide as people did, and how steadily.
 
-    What is found of a judge is kept, and stands beside its verdicts in the reports of later runs.
+    What is found of a judge is kept, and stands beside its verdicts in the reports of later runs;
+    not so where a model decided the pairs, as in TL;DR comparisons.
     """
     specs = [judge_spec(text) for text in judges]
     if not specs:
@@ -70,17 +73,21 @@ def _lines(found: Check) -> Iterator[str]:
     yield f"{found.pairs} pairs of {found.measured_on}, shown in both orders"
     if found.skipped:
         yield f"left out: {found.skipped}"
+    if found.deciders != PEOPLE:
+        yield f"decided by {found.deciders}, not by people: what is found is kept for no report"
     for judge in found.judges:
-        yield from _judge_lines(judge)
+        yield from _judge_lines(judge, found.deciders)
     for name, estimate in found.between.items():
         yield _line(name, estimate)
 
 
-def _judge_lines(found: Measured) -> Iterator[str]:
+def _judge_lines(found: Measured, deciders: str) -> Iterator[str]:
     yield found.name
     for name, estimate in found.figures.items():
         yield _line(name, estimate)
-    yield f"  decided alike {found.alike}, tie {found.half}, against people {found.opposed}"
+    yield f"  decided alike {found.alike}, tie {found.half}, against {deciders} {found.opposed}"
+    if found.reason:
+        yield f"  no verdict on some pairs, first: {found.reason}"
 
 
 def _line(name: str, estimate: object) -> str:

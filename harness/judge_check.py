@@ -1,30 +1,28 @@
-"""How far judges can be trusted: asked about pairs that people have decided."""
+"""How far judges can be trusted: asked about pairs that were decided before, mostly by people.
+
+What a model decided is measured too, but is no agreement with people, and is kept for no report.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.errors import InputError
-from harness.files import sha256_json
-from harness.judges import AnswerPair
+from harness.errors import EngineError, InputError
 from harness.judges.llm import LlmJudge
 from harness.judges.llm.checks import Checked, keep_check
 from harness.judging import llm_judge, make_budget
+from harness.labelled import Deciders, Labelled, labelled_pairs, prompt_of, read_labelled
 from harness.stats.agreement import human_agreement
 from harness.stats.judge_agreement import judge_agreement
 from harness.stats.judge_quality import judge_quality
 from harness.stats.judged import Judged, from_judgments
 from harness.stats.winrate import LABELS
-from harness.training.data import Pair, Skips, read_pairs
-from harness.types import Estimate, Example, JudgeQuality, JudgeSpec, Judgment, Record
-
-ONE, OTHER = "one", "other"
-"""Names of the two answers of a pair, in an order that says nothing about which people prefer."""
+from harness.training.data import Skips
+from harness.types import Estimate, JudgeQuality, JudgeSpec, Judgment, Record
 
 FIGURES = (
     "flip_rate",
@@ -41,8 +39,9 @@ class Measured(Record):
     """What was found of one judge.
 
     Attributes:
-        figures: agreement with people first, each an estimate clustered by prompt.
-        alike, half, opposed: pairs decided as people did, left a tie, and decided against them.
+        figures: agreement with the labels first, each an estimate clustered by prompt.
+        alike, half, opposed: pairs decided as they were labelled, left a tie, and decided against.
+        reason: why the first pair without a verdict has none.
     """
 
     name: str
@@ -51,18 +50,21 @@ class Measured(Record):
     alike: int
     half: int
     opposed: int
+    reason: str | None
 
 
 class Check(Record):
     """What was found of several judges on one set of pairs.
 
     Attributes:
+        deciders: whose the labels are.
         skipped: rows that make no pair, by reason, in words.
         between: how far the judges agree with each other.
     """
 
     pairs: int
     measured_on: str
+    deciders: Deciders
     skipped: str
     judges: tuple[Measured, ...]
     between: dict[str, Estimate]
@@ -80,10 +82,12 @@ def check_judges(
     prices: Path | None,
     seed: int = 0,
 ) -> Check:
-    """Ask judges about human-labelled pairs in both orders; what is found is kept in the cache.
+    """Ask judges about labelled pairs in both orders.
+
+    What is found is kept for the reports of later runs where people decided the pairs.
 
     Args:
-        files: preference data in any form that training reads.
+        files: pairs in the forms of ``harness.labelled``.
         suite: whose prompt the judges get, ``SUITE`` or ``SUITE/SUBSET``.
         limit: only the first so many pairs.
 
@@ -96,61 +100,39 @@ def check_judges(
     if len(set(names)) < len(names):
         raise InputError("two judges have one name; names must differ.")
     skips = Skips()
-    pairs = labelled_pairs(read_pairs(files, skips)[:limit], suite)
+    read, deciders = read_labelled(files, skips)
+    pairs = labelled_pairs(read[:limit], suite)
     shared = make_budget(budget, prices)
-    judges = [llm_judge(spec, engine, endpoint, shared) for spec in specs]
+    judges = [llm_judge(spec, engine, endpoint, shared, own_length=True) for spec in specs]
     found = {judge.spec.name: _verdicts(judge, pairs) for judge in judges}
     rng = np.random.default_rng(seed)
     data = ", ".join(path.name for path in files) + (f", first {limit} pairs" if limit else "")
+    measured = [_measured(j, found[j.spec.name], pairs, deciders, rng) for j in judges]
+    if deciders is Deciders.PEOPLE:
+        for one in measured:
+            _keep(one, data)
     return Check(
         pairs=len(pairs),
         measured_on=data,
+        deciders=deciders,
         skipped=str(skips),
-        judges=tuple(
-            _measured(judge, found[judge.spec.name], pairs, data, rng) for judge in judges
-        ),
+        judges=tuple(measured),
         between=_between(found, pairs, rng),
     )
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A pair as a judge is asked about it.
-
-    Attributes:
-        preferred: whether people prefer the candidate.
-    """
-
-    asked: AnswerPair
-    preferred: bool
-
-
-def labelled_pairs(pairs: Sequence[Pair], suite: str) -> list[Labelled]:
-    """Return human-labelled pairs for a judge; which answer is the candidate is up to a hash.
-
-    Were it always the preferred one, chance agreement of two judges would be near 1. Examples are
-    named by their prompt and the pair's place, so that equal prompts share a cluster.
-    """
-    return [_labelled(pair, place, *suite.partition("/")[::2]) for place, pair in enumerate(pairs)]
-
-
-def _labelled(pair: Pair, place: int, suite: str, subset: str) -> Labelled:
-    preferred = int(sha256_json([pair.chosen, pair.rejected]), 16) % 2 == 0
-    texts = (pair.chosen, pair.rejected) if preferred else (pair.rejected, pair.chosen)
-    name = f"{_prompt(pair)}-{place}"
-    example = Example(id=name, messages=pair.messages, subset=subset or None)
-    return Labelled(AnswerPair(suite, ONE, OTHER, example, *texts), preferred)
-
-
-def _prompt(pair: Pair) -> str:
-    return sha256_json([[m.role, m.content] for m in pair.messages])[:16]
-
-
 def _verdicts(judge: LlmJudge, pairs: Sequence[Labelled]) -> list[Judgment]:
     try:
-        return judge.compare([pair.asked for pair in pairs])
+        found = judge.compare([pair.asked for pair in pairs])
     finally:
         judge.close()
+    if waiting := [judgment for judgment in found if judgment.unanswered]:
+        raise EngineError(
+            f"judge '{judge.spec.name}' gave no usable reply on {len(waiting)} of {len(found)} "
+            f"pairs (first: {waiting[0].reason}). What was judged is kept; run the same command "
+            "to ask for the rest."
+        )
+    return found
 
 
 def _columns(verdicts: Sequence[Judgment], pairs: Sequence[Labelled]) -> Judged:
@@ -166,31 +148,41 @@ def _columns(verdicts: Sequence[Judgment], pairs: Sequence[Labelled]) -> Judged:
 
 
 def _unit(found: Judgment) -> str:
-    """Return the prompt's part of an example's name."""
-    return found.example_id.rpartition("-")[0]
+    return prompt_of(found.example_id)
 
 
 def _measured(
     judge: LlmJudge,
     verdicts: Sequence[Judgment],
     pairs: Sequence[Labelled],
-    data: str,
+    deciders: Deciders,
     rng: np.random.Generator,
 ) -> Measured:
     degrees = np.array([_degree(found) for found in verdicts])
-    human = np.array([float(pair.preferred) for pair in pairs])
-    people = human_agreement(degrees, human, [_unit(found) for found in verdicts], rng=rng)
+    labels = np.array([float(pair.preferred) for pair in pairs])
+    found = human_agreement(degrees, labels, [_unit(verdict) for verdict in verdicts], rng=rng)
     (quality,) = judge_quality(_columns(verdicts, pairs))
-    identity = judge.info.identity
-    keep_check(Checked(identity=identity, agreement=people.agreement, measured_on=data))
     return Measured(
         name=judge.spec.name,
-        identity=identity,
-        figures={"agreement with people": people.agreement} | _figures(quality),
-        alike=people.alike,
-        half=people.half,
-        opposed=people.opposed,
+        identity=judge.info.identity,
+        figures={agreement_with(deciders): found.agreement} | _figures(quality),
+        alike=found.alike,
+        half=found.half,
+        opposed=found.opposed,
+        reason=next((verdict.reason for verdict in verdicts if verdict.reason), None),
     )
+
+
+def agreement_with(deciders: Deciders) -> str:
+    """Return the name of the figure that says how far a judge agrees with the labels."""
+    return f"agreement with {deciders}"
+
+
+def _keep(found: Measured, data: str) -> None:
+    """Keep a judge's agreement with people for later reports, where a pair has a verdict."""
+    agreement = found.figures[agreement_with(Deciders.PEOPLE)]
+    if agreement.value is not None:
+        keep_check(Checked(identity=found.identity, agreement=agreement, measured_on=data))
 
 
 def _degree(found: Judgment) -> float:

@@ -33,6 +33,8 @@ def llm_judge(
     engine: Mapping[str, Any],
     endpoint: Mapping[str, Any],
     budget: Budget | None = None,
+    *,
+    own_length: bool = False,
 ) -> LlmJudge:
     """Return the judge that a spec names; nothing is started or asked yet.
 
@@ -40,6 +42,8 @@ def llm_judge(
         engine: settings of the engine for a judge in process, by name.
         endpoint: settings for endpoints, by name.
         budget: shared by all judges behind an API.
+        own_length: ``max_model_len`` among the engine's settings is meant for the judge, and not
+            for the checkpoints of a run, whose questions are shorter than the judge's.
 
     Raises:
         InputError: the spec, its prompts or a setting cannot be used.
@@ -53,8 +57,8 @@ def llm_judge(
             budget.check(judge.transport.model)
         return judge
     checkpoint = prepare(spec.checkpoint)
-    length = min(model_facts(checkpoint).context, LONGEST)
-    own = {key: value for key, value in engine.items() if key != LENGTH}
+    own = {key: value for key, value in engine.items() if own_length or key != LENGTH}
+    length = None if LENGTH in own else min(model_facts(checkpoint).context, LONGEST)
     group = make_groups([checkpoint], own, {}, length)[0]
     assert isinstance(group.settings, EngineSettings)
     return in_process_judge(spec, checkpoint, group.make(0), group.settings.max_model_len)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,21 @@ def prefers_first(_: str) -> str:
     return "A"
 
 
+SHOWN = re.compile(
+    r"^\[(\w+)\] ANSWER A\n(.*)\n\[\1\] ANSWER B\n(.*)\n\[\1\] END OF MATERIAL$",
+    re.DOTALL | re.MULTILINE,
+)
+"""The two answers in a question of this package's own prompts."""
+
+
+def prefers_longer(content: str) -> str:
+    """Prefer the longer answer, and of two equally long ones the later in the alphabet."""
+    found = SHOWN.search(content)
+    assert found
+    first, second = ((len(text), text) for text in found.groups()[1:])
+    return "A" if first > second else "B"
+
+
 def never() -> Slip | None:
     return None
 
@@ -57,6 +73,8 @@ class JudgeStandIn(StandIn):
         choose: the label for the content of the last message.
         slip: asked once a reply for how to spoil it; ``slipped``: those committed.
         refuses: keys of a body, or words of the last message, that are answered with HTTP 400.
+        refusal: what is said then.
+        thinks: put before the content as it is, each of its characters a token.
         told: log-probabilities of the label's alternatives by token; None gives none.
         tool: what the arguments of a tool call are, for a label; None replies with content.
         echo: put behind every spoilt reply.
@@ -68,6 +86,8 @@ class JudgeStandIn(StandIn):
         self.slip: Callable[[], Slip | None] = never
         self.slipped: Counter[Slip] = Counter()
         self.refuses: set[str] = set()
+        self.refusal = "cannot take {}"
+        self.thinks = ""
         self.told: Callable[[str], dict[str, float]] | None = None
         self.tool: Callable[[str], object] | None = None
         self.echo = ""
@@ -84,6 +104,7 @@ class JudgeStandIn(StandIn):
         if slip is not None:
             self.slipped[slip] += 1
             pieces = [slip + self.echo]
+        pieces = [*self.thinks, *pieces]
         message: dict[str, Any] = {"role": "assistant", "content": "".join(pieces)}
         if self.tool and slip is None:
             called = {"name": "rank", "arguments": json.dumps(self.tool(label))}
@@ -92,7 +113,9 @@ class JudgeStandIn(StandIn):
         if body.get("logprobs") and self.told:
             choice["logprobs"] = {"content": [self.place(p, label) for p in pieces]}
         usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
-        return {"object": "chat.completion", "choices": [choice], "usage": usage}
+        found = {"object": "chat.completion", "choices": [choice], "usage": usage}
+        self.change(found)
+        return found
 
     def place(self, piece: str, label: str) -> dict[str, Any]:
         assert self.told
@@ -112,7 +135,7 @@ class _JudgeHandler(_Handler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         self.state.posts += 1
         if why := self.state.refused_for(json.loads(raw)):
-            self.send(400, {"error": {"message": f"cannot take {why}"}})
+            self.send(400, {"error": {"message": self.state.refusal.format(why)}})
             return
         kept, self.rfile = self.rfile, io.BytesIO(raw)
         try:

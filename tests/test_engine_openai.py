@@ -503,8 +503,8 @@ def test_a_refusal_of_one_request_leaves_the_others(server: StandIn) -> None:
 
 
 def test_never_more_under_way_than_allowed(server: StandIn) -> None:
-    server.busy_s = 0.02
-    list(engine(server, QUICK.model_copy(update={"concurrency": 5})).generate(many(40)))
+    server.busy_s = 0.3
+    list(engine(server, QUICK.model_copy(update={"concurrency": 5})).generate(many(15)))
     assert server.most == 5
 
 

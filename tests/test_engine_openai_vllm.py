@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,32 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm_server import vllm_server
 
-from harness.adapters.endpoint import Endpoint
 from harness.engines import Completion, Failure, Request
-from harness.engines.environment import engine_environment, hide_mismatched_builds
 from harness.engines.openai import OpenAIEngine, entropy_of_likeliest
 from harness.engines.settings import EndpointSettings
-from harness.errors import CheckpointError
-from harness.types import CheckpointSpec, FinishReason, Loadable, Message, Role, Sampling
+from harness.types import FinishReason, Loadable, Message, Role, Sampling
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.engine,
 ]
 
-START_S = 240
 CONTEXT = 128
 NEW = 16
 QUESTIONS = ("What is two and two?", "Name a colour.", "Why?")
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
 """vLLM's attention on a CPU wants heads of 32 or more."""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -51,62 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
     return save_llama(tmp_path_factory.mktemp("served") / "llama", tokenizer_folder, **SHAPE)
 
 
-def command(folder: Path, port: int) -> list[str]:
-    options = {
-        "model": folder,
-        "served-model-name": "tiny",
-        "host": "127.0.0.1",
-        "port": port,
-        "dtype": "float32",
-        "max-model-len": CONTEXT,
-        "max-num-seqs": 8,
-        "generation-config": "vllm",
-    }
-    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    module = ["-m", "vllm.entrypoints.openai.api_server"]
-    return [sys.executable, *module, *given, "--enforce-eager"]
-
-
-def environment() -> dict[str, str]:
-    hide_mismatched_builds()
-    # The server runs its engine in a process of its own and finds it through multiprocessing.
-    wanted = engine_environment() | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return os.environ | wanted
-
-
-def prepared(spec: CheckpointSpec, server: subprocess.Popen[bytes], log: Path) -> Loadable:
-    """Return the endpoint's record as soon as the server answers."""
-    end = time.monotonic() + START_S
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            return Endpoint().prepare(spec)
-        except CheckpointError:
-            time.sleep(1)
-    pytest.fail(f"vLLM's server did not start:\n{log.read_text(errors='replace')[-3000:]}")
-
-
 @pytest.fixture(scope="module")
 def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loadable]:
     """An endpoint that vLLM's own server is behind."""
-    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.log"
-    spec = CheckpointSpec(name="served", source=f"http://127.0.0.1:{port}/v1")
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            command(folder, port),
-            env=environment(),
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        yield prepared(spec, server, log)
-    finally:
-        end(server)
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with vllm_server(folder, "tiny", log, context=CONTEXT) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +49,6 @@ def engine(served: Loadable) -> OpenAIEngine:
     held = OpenAIEngine(EndpointSettings(concurrency=4), np.random.default_rng(0))
     held.load(served)
     return held
-
-
-def end(server: subprocess.Popen[bytes]) -> None:
-    """End the server, and what it started, which shares its session."""
-    server.terminate()
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def ask(question: str, temperature: float = 0.0, seed: int = 1) -> Request:

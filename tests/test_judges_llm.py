@@ -189,6 +189,13 @@ def test_a_question_that_is_refused_is_reported_and_does_not_change_the_form(
     assert all("structured_outputs" in body for body in server.bodies)
 
 
+def test_what_no_form_helps_against_is_the_reason(server: JudgeStandIn) -> None:
+    server.refuses = {"logprobs", "response_format", "temperature"}
+    (judgment,) = judge(server, settings=ALONE).compare(pairs(1))
+    assert judgment.outcome is Outcome.INVALID
+    assert {o.reason for o in judgment.orders} == {"HTTP 400: cannot take temperature"}
+
+
 def test_without_logprobs_none_are_asked_for(server: JudgeStandIn) -> None:
     judge(server, logprobs=False).compare(pairs(1))
     assert not any("logprobs" in body for body in server.bodies)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from judge_degrees import degree_by_transformers
 from metric_records import example
-from test_engine_openai_vllm import end, environment, free_port, prepared
+from vllm_server import vllm_server
 
 from harness.adapters.embedded import embedded_folder
 from harness.engines.settings import EndpointSettings
@@ -20,7 +19,7 @@ from harness.judges.llm import LlmJudge, endpoint_judge
 from harness.judges.llm.endpoint import AskEndpoint
 from harness.judges.llm.forms import Constraint, Form
 from harness.judges.llm.questions import question_messages
-from harness.types import CheckpointSpec, JudgeSpec, Judgment, Outcome, Shown
+from harness.types import JudgeSpec, Judgment, Outcome, Shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 
@@ -43,33 +42,9 @@ def folder() -> Path:
 @pytest.fixture(scope="module")
 def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of vLLM's own server with the model behind it."""
-    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.log"
-    options = {
-        "model": folder,
-        "served-model-name": "smol",
-        "host": "127.0.0.1",
-        "port": port,
-        "dtype": "float32",
-        "max-model-len": CONTEXT,
-        "max-num-seqs": 4,
-        "generation-config": "vllm",
-    }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            [*command, "--enforce-eager"],
-            env=environment(),
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    found = f"http://127.0.0.1:{port}/v1"
-    try:
-        prepared(CheckpointSpec(name="smol", source=found), server, log)
-        yield found
-    finally:
-        end(server)
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with vllm_server(folder, "smol", log, context=CONTEXT) as found:
+        yield found.folder
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +76,10 @@ def test_every_reply_is_a_label_under_the_servers_own_constraint(judged: dict[st
 
 
 def test_degrees_are_those_of_transformers(judged: dict[str, Any], folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    labels = [tokenizer.encode(label, add_special_tokens=False)[0] for label in ("A", "B")]
     prompt = judged["judge"].prompts.prompts["judge_helpful"]
     for pair, judgment in zip(PAIRS, judged["first"], strict=True):
         for order in judgment.orders:
-            chat = [
-                {"role": m.role.value, "content": m.content}
-                for m in question_messages(prompt, pair, order.shown)
-            ]
-            ids = tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, return_tensors="pt"
-            )["input_ids"]
-            with torch.no_grad():
-                logits = model(ids).logits[0, -1, labels]
-            first = float(torch.softmax(logits, dim=0)[0])
+            first = degree_by_transformers(folder, question_messages(prompt, pair, order.shown))
             expected = first if order.shown is Shown.CANDIDATE_FIRST else 1 - first
             assert order.preference == pytest.approx(expected, abs=2e-3)
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -24,6 +24,8 @@ from harness.errors import CheckpointError, EngineError
 from harness.types import FinishReason, Form, Loadable
 
 log = logging.getLogger(__name__)
+
+Shape = TypeVar("Shape", bound=BaseModel)
 
 PATH = "/chat/completions"
 UNKNOWN_LOGPROB = -9999.0
@@ -113,18 +115,27 @@ def _entropies(places: Sequence[_Position]) -> tuple[float, ...]:
     return tuple(entropy_of_likeliest(x) for x in lists)
 
 
+def parse_body(shape: type[Shape], body: bytes) -> Shape:
+    """Return a reply's body in the shape of a chat completion.
+
+    Raises:
+        UnusableError: it is no JSON, or not of that shape.
+    """
+    try:
+        return shape.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UnusableError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
 def read_reply(key: str, body: bytes) -> Completion | Failure:
     """Return the answer that a reply's body holds; a filtered one, or a call, is a failure.
 
     Raises:
         UnusableError: it is no JSON, not of the shape of a chat completion, or not ended.
     """
-    try:
-        reply = _Reply.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UnusableError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    reply = parse_body(_Reply, body)
     choice, usage = reply.choices[0], reply.usage or _Usage()
     if choice.finish_reason not in tuple(FinishReason):
         reason = f"the server ended the answer with '{choice.finish_reason}'"

@@ -14,7 +14,7 @@ from harness.engines.http import Client, NoReplyError, RefusedError, stream
 from harness.engines.openai import PATH
 from harness.engines.settings import EndpointSettings
 from harness.judges.llm.budget import NONE, Budget, Tokens, estimated_tokens
-from harness.judges.llm.forms import Form, chat_body, forms
+from harness.judges.llm.forms import Form, LimitName, chat_body, forms, wants_other_limit
 from harness.judges.llm.questions import Question, Reading
 from harness.judges.llm.replies import Reply, read_reply, read_verdict
 from harness.types import JudgeSpec
@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 
 NOT_UNDERSTOOD = frozenset({400, 422})
 """How servers refuse a field that they do not know."""
+
+CUT = (
+    "; the last one ended before its answer: raise the judge's max_tokens, of which reasoning "
+    "takes its part"
+)
 
 
 class AskEndpoint:
@@ -45,6 +50,7 @@ class AskEndpoint:
         self.budget = budget or Budget()
         self._rng = rng
         self._form: dict[str, Form] = {}
+        self._limit = LimitName.MAX_TOKENS
 
     @cached_property
     def served(self) -> Served:
@@ -89,7 +95,7 @@ class AskEndpoint:
 
     async def _reading(self, client: Client, question: Question) -> Reading | None:
         """Return what came of a question; None where the budget forbids to ask it (again)."""
-        said = None
+        said, cut = None, False
         for attempt in range(1 + self.spec.retries):
             most = self._most(question)
             if not self.budget.reserve(self.model, most):
@@ -104,12 +110,12 @@ class AskEndpoint:
                     reason=str(error),
                     unanswered=isinstance(error, NoReplyError),
                 )
-            said = redacted(reply.text, self._key)
+            said, cut = redacted(reply.text, self._key), reply.cut
             verdict = read_verdict(question.prompt, reply)
             if verdict is not None:
                 return Reading(key=question.key, verdict=verdict, reply=said, attempts=attempt + 1)
         asked = 1 + self.spec.retries
-        reason = f"no verdict could be read from {asked} replies"
+        reason = f"no verdict could be read from {asked} replies{CUT if cut else ''}"
         return Reading(key=question.key, verdict=None, reply=said, attempts=asked, reason=reason)
 
     def _most(self, question: Question) -> Tokens:
@@ -137,22 +143,40 @@ class AskEndpoint:
             NoReplyError: none came in all tries.
             RefusedError: the server takes none of the forms, for this question at least.
         """
-        refused: RefusedError | None = None
+        refused: list[RefusedError] = []
         for form in self._forms(question):
-            body = chat_body(
-                question, form, self.spec, self.model, attempt, self.settings.top_logprobs
-            )
             try:
-                reply = await client.post(PATH, body, read_reply)
+                reply = await self._posted(client, question, form, attempt)
             except RefusedError as error:
                 if error.status not in NOT_UNDERSTOOD:
                     raise
-                refused = refused or error
+                refused.append(error)
             else:
                 self._remember(question, form, refused)
                 return reply
-        assert refused is not None
-        raise refused
+        raise refused[-1]  # of the plainest form: what is left to be refused is the question
+
+    async def _posted(self, client: Client, question: Question, form: Form, attempt: int) -> Reply:
+        """Return the reply in one form, the limit under the name that the server takes.
+
+        Both names mean one limit and the server allows one of them, so that neither is part of
+        the judge's identity.
+        """
+        top, limit = self.settings.top_logprobs, self._limit
+        asked = partial(chat_body, question, form, self.spec, self.model, attempt, top)
+        try:
+            return await client.post(PATH, asked(limit), read_reply)
+        except RefusedError as error:
+            named = limit is LimitName.MAX_TOKENS and error.status in NOT_UNDERSTOOD
+            if not (named and wants_other_limit(str(error))):
+                raise
+            self._rename_limit(error)
+        return await client.post(PATH, asked(self._limit), read_reply)
+
+    def _rename_limit(self, refused: RefusedError) -> None:
+        if self._limit is LimitName.MAX_TOKENS:
+            self._limit = LimitName.MAX_COMPLETION_TOKENS
+            log.warning("judge '%s' is sent %s, for: %s", self.spec.name, self._limit, refused)
 
     def _forms(self, question: Question) -> tuple[Form, ...]:
         known = self._form.get(question.prompt.manner.kind)
@@ -163,10 +187,10 @@ class AskEndpoint:
     def _wants_logprobs(self) -> bool:
         return self.spec.logprobs and self.settings.top_logprobs > 0
 
-    def _remember(self, question: Question, form: Form, refused: RefusedError | None) -> None:
+    def _remember(self, question: Question, form: Form, refused: Sequence[RefusedError]) -> None:
         before = self._form.setdefault(question.prompt.manner.kind, form)
-        if refused is not None and before is form:
-            log.warning("judge '%s' is asked by %s, for: %s", self.spec.name, form, refused)
+        if refused and before is form:
+            log.warning("judge '%s' is asked by %s, for: %s", self.spec.name, form, refused[0])
 
     def close(self) -> None:
         """Nothing is held."""

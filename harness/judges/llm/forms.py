@@ -31,6 +31,22 @@ class Constraint(StrEnum):
     NONE = "none"
 
 
+class LimitName(StrEnum):
+    """Names of the limit on a reply's tokens; OpenAI's reasoning models refuse the first."""
+
+    MAX_TOKENS = "max_tokens"
+    MAX_COMPLETION_TOKENS = "max_completion_tokens"
+
+
+OTHER_NAME = re.compile(r"support|instead", re.IGNORECASE)
+"""How a server that names both says which it wants, and not that the limit is too large."""
+
+
+def wants_other_limit(refusal: str) -> bool:
+    """Return whether a server refused ``max_tokens`` for its name."""
+    return LimitName.MAX_COMPLETION_TOKENS in refusal and OTHER_NAME.search(refusal) is not None
+
+
 @dataclass(frozen=True)
 class Form:
     """How a question is put: under which constraint, and with log-probabilities or without."""
@@ -65,7 +81,13 @@ def forms(question: Question, served: Served, *, logprobs: bool) -> tuple[Form, 
 
 
 def chat_body(
-    question: Question, form: Form, spec: JudgeSpec, model: str, attempt: int, top_logprobs: int
+    question: Question,
+    form: Form,
+    spec: JudgeSpec,
+    model: str,
+    attempt: int,
+    top_logprobs: int,
+    limit: LimitName = LimitName.MAX_TOKENS,
 ) -> dict[str, Any]:
     """Return the body of a request.
 
@@ -76,7 +98,7 @@ def chat_body(
         "model": model,
         "messages": [{"role": m.role.value, "content": m.content} for m in question.messages],
         "temperature": spec.temperature,
-        "max_tokens": spec.max_tokens or question.prompt.max_tokens,
+        limit.value: spec.max_tokens or question.prompt.max_tokens,
         "seed": spec.seed + attempt,
         "n": 1,
     }

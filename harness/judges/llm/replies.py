@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from harness.engines.http import UnusableError
-from harness.engines.openai import BROKEN_OFF, UNKNOWN_LOGPROB
+from harness.engines.openai import BROKEN_OFF, UNKNOWN_LOGPROB, parse_body
 from harness.judges.llm.budget import Tokens
 from harness.judges.llm.prompts import ByLabel, ByPattern, ByRank, ByToken, JudgePrompt
+from harness.judges.llm.reasoning import behind_reasoning, end_of_reasoning
 from harness.judges.llm.verdicts import Choice, Verdict, certain, weighed
+from harness.types import FinishReason
 
 VERDICT = "verdict"
 """Key of a reply in JSON."""
@@ -58,6 +60,9 @@ class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[_Call] | None = None
+    # Where the server takes the reasoning out of the content; vLLM changed to the second name.
+    reasoning_content: Any = None
+    reasoning: Any = None
 
 
 class _Choice(BaseModel):
@@ -89,14 +94,16 @@ class Reply:
     """What a server answered.
 
     Attributes:
-        text: the content, or the arguments of the tool that was called.
-        places: one a token where the server gives log-probabilities, else empty.
+        text: the content behind its reasoning, or the arguments of the tool that was called.
+        places: one a token of ``text`` where the server gives log-probabilities, else empty.
         used: tokens that the server counted; None where it does not say.
+        cut: it ended before it said anything, within its reasoning.
     """
 
     text: str
     places: tuple[Place, ...] = ()
     used: Tokens | None = None
+    cut: bool = False
 
 
 def read_reply(body: bytes) -> Reply:
@@ -105,32 +112,43 @@ def read_reply(body: bytes) -> Reply:
     Raises:
         UnusableError: it is no JSON, not of the shape of a chat completion, or not ended.
     """
-    try:
-        found = _Body.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UnusableError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    found = parse_body(_Body, body)
     choice, usage = found.choices[0], found.usage
     if choice.finish_reason in BROKEN_OFF:
         raise UnusableError(f"the server ended the reply with '{choice.finish_reason}'")
-    told = (choice.logprobs.content if choice.logprobs else None) or []
-    return Reply(
-        text=_text(choice.message),
-        places=tuple(Place(place.token, _known(place)) for place in told),
-        used=Tokens(input=usage.prompt_tokens, output=usage.completion_tokens) if usage else None,
-    )
-
-
-def _text(message: _Message) -> str:
+    message, told = choice.message, _places(choice.logprobs)
+    used = Tokens(input=usage.prompt_tokens, output=usage.completion_tokens) if usage else None
     if message.tool_calls:
-        return message.tool_calls[0].function.arguments
-    return message.content or message.refusal or ""
+        return Reply(message.tool_calls[0].function.arguments, told, used)
+    said = message.content or message.refusal or ""
+    text = behind_reasoning(said)
+    if text is None:
+        return Reply("", used=used, cut=True)
+    if text != said or message.reasoning_content or message.reasoning:
+        text = text.strip()
+        told = _behind(told, text)
+    ended = choice.finish_reason == FinishReason.LENGTH
+    return Reply(text, told, used, cut=ended and not text.strip())
+
+
+def _places(logprobs: _Logprobs | None) -> tuple[Place, ...]:
+    told = (logprobs.content if logprobs else None) or []
+    return tuple(Place(place.token, _known(place)) for place in told)
 
 
 def _known(place: _Place) -> dict[str, float]:
     listed: list[_Token] = [*(place.top_logprobs or []), place]
     return {x.token: min(0.0, x.logprob) for x in listed if UNKNOWN_LOGPROB < x.logprob < math.inf}
+
+
+def _behind(places: tuple[Place, ...], text: str) -> tuple[Place, ...]:
+    """Return the places of a text behind reasoning; none where they are not told apart."""
+    end = end_of_reasoning([place.token for place in places])
+    start = next((i for i in range(end, len(places)) if places[i].token.strip()), len(places))
+    said = "".join(place.token for place in places[start:]).strip()
+    # Without a tag among the tokens they are those of the text alone, or nobody knows.
+    known = said.startswith(text) if end else said == text
+    return places[start:] if text and known else ()
 
 
 def read_verdict(prompt: JudgePrompt, reply: Reply) -> Verdict | None:
