@@ -53,7 +53,7 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fo
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TBPO_CACHE", str(tmp_path_factory.mktemp("cache")))
         pairs = labelled_pairs(read_labelled([path], Skips())[0], SUITE)
-        judge = llm_judge(spec, ENGINE, {})
+        judge = llm_judge(spec, ENGINE, {}, own_length=True)
         try:
             judgments = judge.compare([pair.asked for pair in pairs])
         finally:
