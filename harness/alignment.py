@@ -68,9 +68,12 @@ class AlignedRun:
         """Return the answers of one checkpoint to one suite."""
         return self.generations.get((suite, checkpoint), {})
 
-    def units(self, suite: str) -> Mapping[str, str]:
-        """Return the independent unit of each example of a suite: itself, or its dialogue."""
-        return {e.id: e.unit or e.id for e in self.examples[suite]}
+    @cached_property
+    def units(self) -> Mapping[str, Mapping[str, str]]:
+        """The independent unit of each example, by suite: itself, or its dialogue."""
+        return {
+            suite: {e.id: e.unit or e.id for e in found} for suite, found in self.examples.items()
+        }
 
     def asked(self, card: SuiteCard) -> set[Answer]:
         """Return the answers that each checkpoint should have given to a suite."""

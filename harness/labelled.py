@@ -18,10 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DataError, InputError
+from harness.errors import InputError
 from harness.files import sha256_json
 from harness.judges import AnswerPair
-from harness.training.data import Pair, Skips
+from harness.training.data import Pair, Skips, usable_rows
 from harness.training.formats import PAIR_KEYS, MalformedRowError, UnusablePairError, parse_row
 from harness.training.sources import Source, resolve_source
 from harness.types import Example
@@ -85,20 +85,15 @@ def read_labelled(files: Sequence[Path], skips: Skips) -> tuple[list[Pair], Deci
 
 
 def _rows(source: Source, skips: Skips) -> Iterator[tuple[Deciders, Pair]]:
-    for place, row in source.rows():
-        origin = f"{source.name}{place}"
-        try:
-            decider, labelled = _labelled_row(row)
-            if _has_value(labelled):
-                skips.add(NO_TEXT, origin)
-                continue
-            pair = _pair(labelled)
-        except UnusablePairError as skip:
-            skips.add(skip.reason, origin)
-        except MalformedRowError as error:
-            raise DataError(f"{source}{place}", None, str(error)) from error
-        else:
-            yield decider, replace(pair, origin=origin)
+    for (decider, pair), origin in usable_rows(source, skips, _decided):
+        yield decider, replace(pair, origin=origin)
+
+
+def _decided(row: Any) -> tuple[Deciders, Pair]:
+    decider, labelled = _labelled_row(row)
+    if _has_value(labelled):
+        raise UnusablePairError(NO_TEXT)
+    return decider, _pair(labelled)
 
 
 def _has_value(row: Mapping[str, Any]) -> bool:

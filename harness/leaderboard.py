@@ -97,21 +97,21 @@ class Standing(Record):
         found = (None,) * 3 if controlled is None else _ends(controlled)
         return {
             "model": self.model,
-            "win_rate": _percent(self.rate.value),
-            "standard_error": _percent(self.standard_error),
+            "win_rate": percent(self.rate.value),
+            "standard_error": percent(self.standard_error),
             "n_wins": self.wins,
             "n_wins_base": self.losses,
             "n_draws": self.draws,
             "n_total": self.rate.n,
-            "discrete_win_rate": _percent(self.discrete_rate),
+            "discrete_win_rate": percent(self.discrete_rate),
             "mode": MODE,
             "avg_length": None if self.mean_length is None else int(self.mean_length),
-            "length_controlled_winrate": _percent(found[0]),
-            "lc_standard_error": _percent(self.controlled_error),
-            "win_rate_low": _percent(self.rate.low),
-            "win_rate_high": _percent(self.rate.high),
-            "lc_low": _percent(found[1]),
-            "lc_high": _percent(found[2]),
+            "length_controlled_winrate": percent(found[0]),
+            "lc_standard_error": percent(self.controlled_error),
+            "win_rate_low": percent(self.rate.low),
+            "win_rate_high": percent(self.rate.high),
+            "lc_low": percent(found[1]),
+            "lc_high": percent(found[2]),
             "level": self.rate.level,
             "n_prompts": self.rate.clusters,
             "n_missing": self.rate.missing,
@@ -126,7 +126,8 @@ def _ends(estimate: Estimate) -> tuple[float | None, float | None, float | None]
     return estimate.value, estimate.low, estimate.high
 
 
-def _percent(share: float | None) -> float | None:
+def percent(share: float | None) -> float | None:
+    """Return a rate as leaderboards write it."""
     return None if share is None else 100 * share
 
 
@@ -195,10 +196,20 @@ def _rate(counted: Judgments, weights: FloatArray, settings: Settings, missing: 
         level=settings.level,
         missing=missing,
     )
-    if settings.strong_weight == 1 or not counted.strong.any():
-        return found
-    note = f"{found.estimate.method}; strong verdicts count {settings.strong_weight} times"
-    return found.model_copy(update={"estimate": found.estimate.model_copy(update={"method": note})})
+    return with_note(found, strong_note(counted, settings.strong_weight))
+
+
+def strong_note(part: Judgments, strong_weight: int) -> str:
+    """Return what a method says of strong verdicts; nothing where none counts for more."""
+    if strong_weight == 1 or not part.strong.any():
+        return ""
+    return f"; strong verdicts count {strong_weight} times"
+
+
+def with_note(found: MeanTest, note: str) -> MeanTest:
+    """Return a result whose method ends in a note."""
+    noted = found.estimate.model_copy(update={"method": found.estimate.method + note})
+    return found.model_copy(update={"estimate": noted})
 
 
 def _clusters(counted: Judgments) -> IntArray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.errors import InputError
 from harness.judgments.verdicts import Judgments, select
-from harness.leaderboard import Settings, Standing, repeated
+from harness.leaderboard import Settings, Standing, percent, repeated, strong_note, with_note
 from harness.stats.bootstrap import FloatArray
 from harness.stats.contrasts import Contrast, PromptTable, contrasts, prompt_table
 from harness.stats.hypothesis import ROUNDING, Significance, holm, sign_test
@@ -43,10 +43,10 @@ class Difference(Record):
             "second": self.contrast.second,
             "baseline": self.baseline,
             "judge": self.judge,
-            "difference": _percent(found.value),
-            "low": _percent(found.low),
-            "high": _percent(found.high),
-            "standard_error": _percent(tested.standard_error),
+            "difference": percent(found.value),
+            "low": percent(found.low),
+            "high": percent(found.high),
+            "standard_error": percent(tested.standard_error),
             "p_value": tested.p_value,
             "holm": self.holm,
             "sign_p_value": self.sign.p_value,
@@ -55,10 +55,6 @@ class Difference(Record):
             "level": found.level,
             "method": found.method,
         }
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def differences(
@@ -98,13 +94,12 @@ def _differences(
     table = _ordered(prompt_table(repeated(part, settings.strong_weight).judged, baseline), names)
     found = contrasts(table, level=settings.level)
     adjusted = holm({str(i): c.tested.p_value for i, c in enumerate(found)})
-    weighed = settings.strong_weight > 1 and bool(part.strong.any())
-    note = f"; strong verdicts count {settings.strong_weight} times" if weighed else ""
+    note = strong_note(part, settings.strong_weight)
     for contrast, entry in zip(found, adjusted, strict=True):
         yield Difference(
             judge=judge,
             baseline=baseline,
-            contrast=_noted(contrast, note),
+            contrast=contrast.model_copy(update={"tested": with_note(contrast.tested, note)}),
             holm=entry.adjusted,
             sign=sign_test(_by_prompt(table, contrast)),
         )
@@ -125,12 +120,6 @@ def _ordered(table: PromptTable, names: Sequence[str]) -> PromptTable:
         counts=table.counts[:, places],
         missing=table.missing[:, places],
     )
-
-
-def _noted(contrast: Contrast, note: str) -> Contrast:
-    tested = contrast.tested
-    estimate = tested.estimate.model_copy(update={"method": tested.estimate.method + note})
-    return contrast.model_copy(update={"tested": tested.model_copy(update={"estimate": estimate})})
 
 
 def _by_prompt(table: PromptTable, contrast: Contrast) -> FloatArray:

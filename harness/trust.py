@@ -13,15 +13,14 @@ def opinions(run: AlignedRun) -> Mapping[str, Judged]:
     """Return the judgments whose verdicts do not follow from a rule, by suite that has some."""
     rules = {judge.name for judge in run.manifest.judges if judge.by_rule}
     lengths = _lengths(run)
-    units = {card.name: run.units(card.name) for card in run.manifest.suites}
-    places = {suite: {e: i for i, e in enumerate(found)} for suite, found in units.items()}
+    places = {suite: {e: i for i, e in enumerate(found)} for suite, found in run.units.items()}
     found: dict[str, list[Judgment]] = {card.name: [] for card in run.manifest.suites}
     for pair in sorted(run.judgments):
         if pair.judge not in rules:
             found[pair.suite] += [judged for _, judged in sorted(run.judgments[pair].items())]
 
     def unit(judgment: Judgment) -> str:
-        return by_name(judgment.suite, units[judgment.suite][judgment.example_id])
+        return by_name(judgment.suite, run.units[judgment.suite][judgment.example_id])
 
     def item(judgment: Judgment) -> int:
         return places[judgment.suite][judgment.example_id]

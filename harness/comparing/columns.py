@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.alignment import AlignedRun, Answer
 from harness.stats.bootstrap import Key, Weighted
@@ -33,13 +34,17 @@ class Table:
     columns: Mapping[str, Column]
     units: Mapping[str, str]
 
-    def observations(self, checkpoint: str) -> dict[Key, Weighted]:
-        """Return a checkpoint's values by independent unit and a number within it, in order."""
+    @cached_property
+    def observations(self) -> Mapping[str, Mapping[Key, Weighted]]:
+        """Each checkpoint's values by independent unit and a number within it, in order."""
+        return {name: self._observed(column) for name, column in self.columns.items()}
+
+    def _observed(self, column: Column) -> dict[Key, Weighted]:
         counted: Counter[str] = Counter()
         found: dict[Key, Weighted] = {}
-        for key in sorted(self.columns[checkpoint].values, key=_place):
-            unit = self.units.get(key[0], key[0])
-            found[unit, counted[unit]] = self.columns[checkpoint].values[key]
+        for key in sorted(column.values, key=_place):
+            unit = self.units[key[0]]
+            found[unit, counted[unit]] = column.values[key]
             counted[unit] += 1
         return found
 
@@ -51,7 +56,7 @@ def tables(run: AlignedRun) -> Iterator[Table]:
         for info in card.metrics:
             columns = _columns(run, card.name, info.key, asked)
             primary = info.key in card.primary
-            yield Table(card.name, info, primary, columns, run.units(card.name))
+            yield Table(card.name, info, primary, columns, run.units[card.name])
 
 
 def _place(key: Key) -> tuple[str, int]:

@@ -29,7 +29,7 @@ def results(table: Table, resampling: Resampling) -> Iterator[MetricResult]:
 
 def _mean(table: Table, checkpoint: str, resampling: Resampling) -> Estimate:
     column = table.columns[checkpoint]
-    found = table.observations(checkpoint)
+    found = table.observations[checkpoint]
     clusters = [unit for unit, _ in found]
     values = np.array([entry.value for entry in found.values()], dtype=np.float64)
     weights = np.array([entry.weight for entry in found.values()], dtype=np.float64)
@@ -61,14 +61,14 @@ def _difference(
     """
     sides = table.columns[candidate], table.columns[baseline]
     lacking = sides[0].lacking.keys() | sides[1].lacking.keys()
-    ordered = [table.observations(name) for name in (candidate, baseline)]
+    ordered = [table.observations[name] for name in (candidate, baseline)]
     one_sided = {unit for unit, _ in ordered[0]} ^ {unit for unit, _ in ordered[1]}
     about = (table.suite, table.metric.key, candidate, baseline)
     estimate = paired_difference(
         *ordered,
         rng=resampling.rng("difference", *about),
         resamples=resampling.resamples,
-        missing=sum(table.units.get(key[0], key[0]) not in one_sided for key in lacking),
+        missing=sum(table.units[key[0]] not in one_sided for key in lacking),
     )
     permuting = resampling.rng("permutation", *about)
     return MetricDifference(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from harness.style import STYLE_NAMES, StyleCounts, count_style, style_differenc
 from harness.trust import answer_text
 from harness.types import SuiteStrengths
 
+Styles = Callable[[str, str, str], StyleCounts | None]
+"""Style of an answer by suite, side and example; None where it is not there."""
+
 FEWEST = 3
 """Sides below which strengths say no more than the one win rate."""
 
@@ -25,14 +29,17 @@ def strengths(run: AlignedRun, judges: Mapping[str, Judged]) -> Iterator[SuiteSt
     Args:
         judges: verdicts by suite, of judges whose verdicts follow from no rule.
     """
+    counts = _counts(run)
     for suite, judged in judges.items():
         for code, judge in enumerate(judged.judges):
             own = _narrowed(select(judged, judged.judge == code))
             if len(own.models) >= FEWEST:
-                yield _strengths(run, suite, judge, own)
+                yield _strengths(run, suite, judge, own, counts)
 
 
-def _strengths(run: AlignedRun, suite: str, judge: str, judged: Judged) -> SuiteStrengths:
+def _strengths(
+    run: AlignedRun, suite: str, judge: str, judged: Judged, counts: Styles
+) -> SuiteStrengths:
     first = run.checkpoints[0]
     baseline = first if first in judged.models else None
     return SuiteStrengths(
@@ -42,7 +49,7 @@ def _strengths(run: AlignedRun, suite: str, judge: str, judged: Judged) -> Suite
         styled=bradley_terry(
             judged,
             baseline=baseline,
-            style=_style(run, suite, judged),
+            style=_style(run, suite, judged, counts),
             style_names=STYLE_NAMES,
         ),
     )
@@ -59,22 +66,29 @@ def _narrowed(judged: Judged) -> Judged:
     )
 
 
-def _style(run: AlignedRun, suite: str, judged: Judged) -> FloatArray:
+def _counts(run: AlignedRun) -> Styles:
+    """Return the look-up of the style of answers; each is counted once."""
+    text = answer_text(run)
+
+    @cache
+    def style(suite: str, side: str, example: str) -> StyleCounts | None:
+        found = text(suite, side, example)
+        return None if found is None else count_style(found)
+
+    return style
+
+
+def _style(run: AlignedRun, suite: str, judged: Judged, counts: Styles) -> FloatArray:
     """Return the style differences of the rows, (n, 4); NaN where an answer is not there."""
-    text, counted = answer_text(run), dict[tuple[str, str], StyleCounts | None]()
-    examples = run.examples[suite]
-
-    def style(side: int, item: int) -> StyleCounts | None:
-        key = judged.models[side], examples[item].id
-        if key not in counted:
-            found = text(suite, *key)
-            counted[key] = None if found is None else count_style(found)
-        return counted[key]
-
-    sides = zip(judged.candidate, judged.baseline, judged.item, strict=True)
-    rows = [(style(a, item), style(b, item)) for a, b, item in sides]
-    known = [place for place, row in enumerate(rows) if None not in row]
-    differences = np.full((len(rows), len(STYLE_NAMES)), np.nan)
-    both = [(a, b) for a, b in rows if a is not None and b is not None]
+    examples = [run.examples[suite][item].id for item in judged.item]
+    first, second = (
+        [counts(suite, judged.models[code], e) for code, e in zip(side, examples, strict=True)]
+        for side in (judged.candidate, judged.baseline)
+    )
+    differences = np.full((len(judged), len(STYLE_NAMES)), np.nan)
+    known = [
+        place for place, both in enumerate(zip(first, second, strict=True)) if None not in both
+    ]
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     differences[known] = style_differences([a for a, _ in both], [b for _, b in both])
     return differences

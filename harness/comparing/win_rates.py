@@ -40,7 +40,7 @@ class _Verdicts:
     @classmethod
     def of(cls, run: AlignedRun, pair: Pair) -> _Verdicts:
         found = sorted(run.judgments[pair].values(), key=lambda verdict: verdict.example_id)
-        judged, units = [verdict.example_id for verdict in found], run.units(pair.suite)
+        judged, units = [verdict.example_id for verdict in found], run.units[pair.suite]
         return cls(
             outcomes=[verdict.outcome for verdict in found],
             degrees=[verdict.preference for verdict in found],

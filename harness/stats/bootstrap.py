@@ -358,11 +358,12 @@ def paired_difference(
     )
     if not shared:
         return result
-    sums = np.hstack([_shared_sums(side, shared) for side in (candidate, baseline)])
+    sums = np.hstack([shared_sums(side, shared) for side in (candidate, baseline)])
     return interval_of_sums(result, sums, _difference, rng, resamples)
 
 
-def _shared_sums(side: Mapping[Key, Weighted], shared: set[str]) -> FloatArray:
+def shared_sums(side: Mapping[Key, Weighted], shared: set[str]) -> FloatArray:
+    """Return the sums of w v and of w over each shared prompt, in their order, (G, 2)."""
     kept = {key: entry for key, entry in side.items() if key[0] in shared}
     values, weights = _checked([e.value for e in kept.values()], [e.weight for e in kept.values()])
     return weighted_sums(values, weights, cluster_index([key[0] for key in kept])[1])

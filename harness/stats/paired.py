@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from harness.stats.bootstrap import FloatArray, Key, Weighted, cluster_index, weighted_sums
+from harness.stats.bootstrap import Key, Weighted, shared_sums
 from harness.stats.contrasts import PromptTable, contrasts
 from harness.stats.hypothesis import ROUNDING, permutation_test, sign_test
 from harness.stats.proportion import alike
@@ -37,7 +37,8 @@ def paired_tests(candidate: Side, baseline: Side, *, rng: np.random.Generator) -
     Args:
         candidate, baseline: values by (example id, sample); prompts of one side only are left out.
     """
-    names, sums = _aligned(candidate, baseline)
+    shared = {unit for unit, _ in candidate} & {unit for unit, _ in baseline}
+    sums = np.stack([shared_sums(side, shared) for side in (candidate, baseline)])
     means, weights = sums[..., 0] / sums[..., 1], sums[..., 1]
     moved = means[0] - means[1]
     moved[np.abs(moved) <= ROUNDING * np.abs(means).max(axis=0, initial=0.0)] = 0.0
@@ -45,7 +46,8 @@ def paired_tests(candidate: Side, baseline: Side, *, rng: np.random.Generator) -
     found = permutation_test(shares, rng=rng, permutations=PERMUTATIONS)
     if found.p_value is not None and found.p_value < 10 / PERMUTATIONS:
         found = permutation_test(shares, rng=rng, permutations=10 * PERMUTATIONS)
-    table = PromptTable(("candidate", "baseline"), *_columns(sums), np.zeros((len(names), 2), int))
+    totals, counts = sums[..., 0].T, sums[..., 1].T
+    table = PromptTable(("candidate", "baseline"), totals, counts, np.zeros(totals.shape, np.intp))
     (contrast,) = contrasts(table)
     return DifferenceTest(
         standard_error=contrast.tested.standard_error,
@@ -66,23 +68,3 @@ def bounded(estimate: Estimate) -> Estimate:
     low, high = alike(estimate.value, estimate.clusters, estimate.level, within=(-1.0, 1.0))
     method = f"{estimate.method}; exact bounds instead, as all prompts have the same difference"
     return estimate.model_copy(update={"low": low, "high": high, "method": method})
-
-
-def _aligned(candidate: Side, baseline: Side) -> tuple[list[str], FloatArray]:
-    """Return the prompts that both sides have, and each side's sums of w v and w, (2, G, 2)."""
-    shared = sorted({key[0] for key in candidate} & {key[0] for key in baseline})
-    kept = set(shared)
-    sides = [[(k[0], e) for k, e in side.items() if k[0] in kept] for side in (candidate, baseline)]
-    sums = [
-        weighted_sums(
-            np.array([entry.value for _, entry in side], dtype=np.float64),
-            np.array([entry.weight for _, entry in side], dtype=np.float64),
-            cluster_index([name for name, _ in side])[1],
-        )
-        for side in sides
-    ]
-    return shared, np.array(sums).reshape(2, len(shared), 2)
-
-
-def _columns(sums: FloatArray) -> tuple[FloatArray, FloatArray]:
-    return sums[..., 0].T, sums[..., 1].T

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from harness.training.formats import (
 )
 from harness.training.sources import Source, resolve_source, source_identity
 from harness.types import Role
+
+T = TypeVar("T")
 
 __all__ = [
     "LongResponses",
@@ -89,17 +91,27 @@ class Skips:
         return found | ({"answers cut": {"answers": self.cut_answers}} if self.cut_answers else {})
 
 
-def _pairs_of(source: Source, skips: Skips) -> Iterator[Pair]:
+def usable_rows(source: Source, skips: Skips, parse: Callable[[Any], T]) -> Iterator[tuple[T, str]]:
+    """Yield what ``parse`` makes of each row, with its origin; unusable rows are counted.
+
+    Raises:
+        DataError: ``parse`` calls a row malformed.
+    """
     for place, row in source.rows():
         origin = f"{source.name}{place}"
         try:
-            found = parse_row(row)
+            found = parse(row)
         except UnusablePairError as skip:
             skips.add(skip.reason, origin)
         except MalformedRowError as error:
             raise DataError(f"{source}{place}", None, str(error)) from error
         else:
-            yield Pair(found.messages, found.chosen, found.rejected, origin)
+            yield found, origin
+
+
+def _pairs_of(source: Source, skips: Skips) -> Iterator[Pair]:
+    for found, origin in usable_rows(source, skips, parse_row):
+        yield Pair(found.messages, found.chosen, found.rejected, origin)
 
 
 def read_pairs(sources: Iterable[str | Path], skips: Skips) -> list[Pair]:

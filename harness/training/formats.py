@@ -75,7 +75,7 @@ class SkipReason(StrEnum):
 class UnusablePairError(ValueError):
     """A well-formed row makes no pair; it is skipped and counted under ``reason``."""
 
-    def __init__(self, reason: SkipReason) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
