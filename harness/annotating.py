@@ -28,6 +28,7 @@ from harness.judges import AnswerPair, Judge
 from harness.judging import llm_judge, make_budget
 from harness.pairing import Lacking, Source, instruction_text, make_pairs, match, read_answers
 from harness.types import JudgeSpec, Judgment, Record
+from harness.types.records import unset
 
 DRAW = 1.5
 """AlpacaEval's preference between equal answers; it asks no judge about them."""
@@ -38,10 +39,6 @@ class Via(StrEnum):
 
     OWN = "own"
     ALPACA_EVAL = "alpaca-eval"
-
-
-def _unset(value: object) -> bool:
-    return value is None
 
 
 class Annotation(Record):
@@ -61,8 +58,8 @@ class Annotation(Record):
     generator_2: str
     annotator: str
     preference: float | None = Field(ge=1.0, le=2.0)
-    raw_completion: dict[str, str | None] | None = Field(default=None, exclude_if=_unset)
-    dataset: str | None = Field(default=None, exclude_if=_unset)
+    raw_completion: dict[str, str | None] | None = Field(default=None, exclude_if=unset)
+    dataset: str | None = Field(default=None, exclude_if=unset)
 
 
 class Official(Record):
@@ -136,7 +133,7 @@ def annotate(
     ours, theirs = read_answers(outputs), read_answers(reference)
     matched, lacking = match(ours, theirs)
     pairs = make_pairs(matched[:limit], suite, ours.name, theirs.name)
-    judge = llm_judge(spec, engine, endpoint, make_budget(budget, prices))
+    judge = llm_judge(spec, engine, endpoint, make_budget(budget, prices), own_length=True)
     try:
         asked = _Asked(judge)
         official = None if package is None else _officially(package, asked, pairs)

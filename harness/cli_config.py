@@ -25,7 +25,8 @@ CHECKPOINT_HELP = (
 JUDGE_HELP = (
     "A language model as a judge: NAME=SOURCE[,key=value...]; SOURCE is the URL of an "
     "OpenAI-compatible API, or a checkpoint for the engine in process. Keys: model, api_key_env, "
-    "prompts, suites, temperature, max_tokens, retries, seed, logprobs, dtype, base. Repeat it."
+    "prompts, suites, temperature (a number or unset), max_tokens, retries, seed, logprobs, dtype, "
+    "base. Repeat it."
 )
 
 LENGTH = "max_model_len"

@@ -21,6 +21,7 @@ from harness.files import sha256_file, sha256_json
 from harness.judges import AnswerPair, invalid, verdict
 from harness.judges.llm.judge import pair_judgment
 from harness.judgments import JudgmentFile, Judgments, read_judgments
+from harness.judgments.verdicts import UNKNOWN_ITEM
 from harness.stats.judged import CANDIDATE_FIRST
 from harness.store import EXAMPLES, GENERATIONS, JUDGMENTS, RunFolder, open_run, read_run
 from harness.types import (
@@ -151,15 +152,16 @@ class _Sides(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A verdict on the candidate, NaN where there is none, and the order of the answers."""
+    """A verdict on the candidate, NaN where there is none, the order of the answers, the item."""
 
     preference: float
     order: int
+    item: int
 
     @property
     def turned(self) -> _Found:
         """The same verdict with candidate and baseline exchanged."""
-        return _Found(1 - self.preference, -self.order)
+        return self._replace(preference=1 - self.preference, order=-self.order)
 
     @property
     def outcome(self) -> Outcome:
@@ -185,7 +187,11 @@ def _groups(
         if asked is None:
             elsewhere += 1
             continue
-        found = _Found(float(judged.preference[place]), int(judged.order[place]))
+        found = _Found(
+            preference=float(judged.preference[place]),
+            order=int(judged.order[place]),
+            item=int(judged.item[place]),
+        )
         candidate, baseline = names[judged.candidate[place]], names[judged.baseline[place]]
         if run.rank[candidate] < run.rank[baseline]:
             candidate, baseline, found = baseline, candidate, found.turned
@@ -218,12 +224,18 @@ def _judgment(sides: _Sides, found: Sequence[_Found], run: _Run) -> Judgment:
         candidate_text=run.text(asked, sides.candidate),
         baseline_text=run.text(asked, sides.baseline),
     )
+    made = _verdict(pair, sides.judge, found)
+    items = {one.item for one in found} - {UNKNOWN_ITEM}
+    return made.model_copy(update={"item": min(items)}) if items else made
+
+
+def _verdict(pair: AnswerPair, judge: str, found: Sequence[_Found]) -> Judgment:
     if len(found) > 1:
-        return pair_judgment(pair, sides.judge, [_ordered(one) for one in found])
+        return pair_judgment(pair, judge, [_ordered(one) for one in found])
     (only,) = found
     if only.outcome is Outcome.INVALID:
-        return invalid(pair, sides.judge, NO_VERDICT)
-    return verdict(pair, sides.judge, only.outcome, only.preference)
+        return invalid(pair, judge, NO_VERDICT)
+    return verdict(pair, judge, only.outcome, only.preference)
 
 
 def _ordered(found: _Found) -> OrderedVerdict:

@@ -23,6 +23,7 @@ from harness.types import (
     TrainingCard,
     TrainingSource,
 )
+from harness.types.records import unset
 
 
 class SuiteKind(StrEnum):
@@ -30,10 +31,6 @@ class SuiteKind(StrEnum):
 
     PROMPTS = "prompts"
     TRAINING = "training"
-
-
-def _unset(value: object) -> bool:
-    return value is None
 
 
 class DataRef(Record):
@@ -64,9 +61,9 @@ class Fields(Record):
     reference: str | None = None
     rejected: str | None = None
     # Left out of a dump where unset: suites that do without keep their published hash.
-    id: str | None = Field(default=None, exclude_if=_unset)
-    instructions: str | None = Field(default=None, exclude_if=_unset)
-    arguments: str | None = Field(default=None, exclude_if=_unset)
+    id: str | None = Field(default=None, exclude_if=unset)
+    instructions: str | None = Field(default=None, exclude_if=unset)
+    arguments: str | None = Field(default=None, exclude_if=unset)
 
 
 class SuiteSpec(Record):

@@ -136,6 +136,17 @@ def test_equal_answers_tie_unasked(server: JudgeStandIn, tmp_path: Path) -> None
     assert found.annotations[0].raw_completion is None
 
 
+def test_the_context_that_was_asked_for_is_the_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noted(*_: Any, own_length: bool = False) -> None:
+        raise InputError(f"own length: {own_length}")
+
+    monkeypatch.setattr("harness.annotating.llm_judge", noted)
+    with pytest.raises(InputError, match="own length: True"):
+        annotated("http://127.0.0.1:9", *files(tmp_path, 1))
+
+
 def test_the_suite_chooses_the_judges_prompt(server: JudgeStandIn, tmp_path: Path) -> None:
     annotated(server.url, *files(tmp_path, 1))
     spec = JudgeSpec(name="llm", source=server.url)

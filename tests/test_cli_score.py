@@ -193,6 +193,18 @@ def test_judgments_become_those_of_a_judge_named_after_the_annotator(
     assert "already has verdicts of a judge 'j' from elsewhere" in found[2]
 
 
+def test_a_prompts_place_in_its_benchmark_is_kept(tmp_path: Path, tbpo: Tbpo) -> None:
+    found = [
+        annotation(i, 1.0 + i, instruction=QUESTIONS[i], index=place)
+        for i, place in enumerate((7, 3))
+    ]
+    output = tmp_path / "run"
+    given = write_json(tmp_path / "annotations.json", found)
+    imported(tbpo, output, *models(tmp_path), "--judgments", given)
+    read = read_judgments([open_judgments(output)])
+    assert read.judged.item.tolist() == [7, 3]
+
+
 def test_the_gate_reads_what_was_imported(tmp_path: Path, tbpo: Tbpo) -> None:
     output = tmp_path / "run"
     imported(tbpo, output, *models(tmp_path), "--judgments", judged(tmp_path, 2.0, 2.0))

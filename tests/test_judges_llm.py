@@ -196,6 +196,13 @@ def test_what_no_form_helps_against_is_the_reason(server: JudgeStandIn) -> None:
     assert {o.reason for o in judgment.orders} == {"HTTP 400: cannot take temperature"}
 
 
+def test_a_model_that_refuses_a_temperature_is_asked_without(server: JudgeStandIn) -> None:
+    server.refuses = {"temperature"}
+    (judgment,) = judge(server, settings=ALONE, temperature="unset").compare(pairs(1))
+    assert judgment.outcome is Outcome.WIN
+    assert all("temperature" not in body for body in server.bodies)
+
+
 def test_without_logprobs_none_are_asked_for(server: JudgeStandIn) -> None:
     judge(server, logprobs=False).compare(pairs(1))
     assert not any("logprobs" in body for body in server.bodies)

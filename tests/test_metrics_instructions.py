@@ -70,6 +70,12 @@ def test_the_weighted_mean_is_the_instruction_level_accuracy() -> None:
     assert weighted == pytest.approx(1 / 3)
 
 
+def test_a_suite_without_any_instruction_is_refused_with_what_to_name() -> None:
+    with pytest.raises(InputError, match=r"no example has an instruction.*fields\.instructions"):
+        IFEval().check_examples([example()])
+    IFEval().check_examples([example(), instructed(NO_COMMA, example_id="b")])
+
+
 def test_an_example_without_instruction_is_missing() -> None:
     (score, *_) = IFEval().score([example()], [answer("x")])
     assert (score.value, score.reason) == (None, "the example has no instruction")

@@ -313,7 +313,7 @@ LM_EVAL_ROW = lm_eval(0, "q", "a")
     [
         (b"", "a: the file holds no row"),
         (b"[]", "a: the file holds no row"),
-        (b"id,output\n", "a: the file holds no row"),
+        (b"id,output\n", "a:1: the file holds no row .no JSON, and as CSV only .*id,output"),
         (GOOD + '{"id": "b"', "a:2: not valid JSON"),
         (GOOD + "\n[1]", "a:3: expected an object, found list"),
         (GOOD + '{"id": "b", "prompt": "Hi"}', "a:2: field 'output' is missing"),
@@ -355,6 +355,14 @@ def test_a_broken_file_is_named_by_line(tmp_path: Path, content: str | bytes, pr
     path = tmp_path / "a"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError, match=problem):
+        read_recorded(path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "A.JSON"])
+def test_what_is_named_json_and_is_none_is_not_read_as_csv(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("<html>\n<p>not found\n")
+    with pytest.raises(DataError, match=rf"{name}:1: not JSON: it starts with '<html>"):
         read_recorded(path)
 
 

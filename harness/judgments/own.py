@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from harness.adapters.recorded.tables import Row, Table
 from harness.judgments.forms import JudgmentForm, RowReader, has
-from harness.judgments.verdicts import Verdict
+from harness.judgments.verdicts import UNKNOWN_ITEM, Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST
 from harness.stats.winrate import LABELS
 from harness.store import GENERATIONS, read_records
@@ -57,6 +57,7 @@ def _reader(table: Table) -> RowReader:
             preference=_preference(found),
             lengths=_both(found, lengths),
             difference=found.length_difference,
+            item=UNKNOWN_ITEM if found.item is None else found.item,
         )
         valid = found.outcome is not Outcome.INVALID
         for order in found.orders:

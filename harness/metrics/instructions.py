@@ -211,7 +211,17 @@ class IFEval:
     info = IFEVAL_INFO
 
     def check_examples(self, examples: Sequence[Example]) -> None:
-        """Refuse instructions that no checker understands; see `check_instructions`."""
+        """Refuse instructions that no checker understands, and a suite without any.
+
+        Raises:
+            InputError: as of `check_instructions`.
+        """
+        if not any(example.instructions for example in examples):
+            raise InputError(
+                "no example has an instruction to check. Name the fields that hold them: "
+                "fields.instructions, and fields.arguments where ids and arguments stand apart, "
+                "as IFEval's own instruction_id_list and kwargs."
+            )
         check_instructions(examples)
 
     def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:

@@ -278,6 +278,11 @@ class Shown(StrEnum):
     BASELINE_FIRST = "baseline_first"
 
 
+def unset(value: object) -> bool:
+    """Return whether a field has no value, and is left out of a dump as in older ones."""
+    return value is None
+
+
 def _no(value: bool) -> bool:
     return not value
 
@@ -316,6 +321,7 @@ class Judgment(Record):
         length_difference: candidate's length minus baseline's, in characters.
         reason: why the verdict is INVALID.
         orders: the verdicts behind it, of a judge that was shown the answers in both orders.
+        item: place of the prompt in its benchmark, of an imported judgment whose file says it.
     """
 
     suite: str
@@ -329,6 +335,7 @@ class Judgment(Record):
     reason: str | None = None
     # Left out of a dump where empty: judgments of other judges keep their published form.
     orders: tuple[OrderedVerdict, ...] = Field(default=(), exclude_if=_empty)
+    item: int | None = Field(default=None, ge=0, exclude_if=unset)
 
     @property
     def unanswered(self) -> bool:
@@ -440,6 +447,10 @@ class SuiteCard(Record):
     licence: str
 
 
+UNSET = "unset"
+"""How a setting is left out of what is asked."""
+
+
 class JudgeSpec(Record):
     """A language model as a judge, as the user named it.
 
@@ -451,6 +462,8 @@ class JudgeSpec(Record):
         prompts: ``tbpo`` (this package's own), the name of an evaluator of the installed
             alpaca-eval package, or a YAML file.
         max_tokens: longest reply, in tokens; by default what the prompt asks for.
+        temperature: None (on the command line ``unset``) leaves it to the API, for models that
+            refuse one.
         retries: new tries after a reply that cannot be read.
         seed: of the first try; each new one counts it up.
         logprobs: read a degree of preference from the log-probabilities of the labels.
@@ -464,7 +477,7 @@ class JudgeSpec(Record):
     model: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     prompts: str = Field(default="tbpo", min_length=1)
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    temperature: float | None = Field(default=0.0, ge=0.0, le=2.0)
     max_tokens: int | None = Field(default=None, ge=1)
     retries: int = Field(default=2, ge=0)
     seed: int = 0
@@ -472,6 +485,11 @@ class JudgeSpec(Record):
     dtype: Dtype = Field(default_factory=native_dtype)
     base: str | None = None
     suites: tuple[str, ...] = ()
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _left(cls, value: Any) -> Any:
+        return None if value == UNSET else value
 
     @field_validator("suites", mode="before")
     @classmethod

@@ -50,10 +50,25 @@ def read_table(path: Path) -> Table:
     else:
         start = content.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
         read = {b"[": _list_rows, b"{": json_lines}.get(start, _csv_rows)
+        if read is _csv_rows and start and _named_json(path):
+            raise DataError(path, 1, f"not JSON: it starts with {_start(content)}")
         rows = read(path)
+        if not rows and read is _csv_rows and start:
+            problem = f"no JSON, and as CSV only a line of column names: {_start(content)}"
+            raise DataError(path, 1, f"the file holds no row ({problem})")
     if not rows:
         raise DataError(path, None, "the file holds no row")
     return Table(path, tuple(rows))
+
+
+def _named_json(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz")
+    return name.endswith((".json", ".jsonl"))
+
+
+def _start(content: bytes) -> str:
+    """Return the beginning of a file, to be recognised by."""
+    return repr(content.lstrip()[:40].decode("utf-8", errors="replace"))
 
 
 def _text(path: Path) -> str:

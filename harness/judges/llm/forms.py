@@ -97,11 +97,12 @@ def chat_body(
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": m.role.value, "content": m.content} for m in question.messages],
-        "temperature": spec.temperature,
         limit.value: spec.max_tokens or question.prompt.max_tokens,
         "seed": spec.seed + attempt,
         "n": 1,
     }
+    if spec.temperature is not None:
+        body["temperature"] = spec.temperature
     body |= _constraint(form.constraint, list(question.prompt.labels)) | question.prompt.extra
     return body | ({"logprobs": True, "top_logprobs": top_logprobs} if form.logprobs else {})
 
