@@ -1,5 +1,6 @@
 # make demo  sets up .venv and compares eight checkpoints on the vLLM CPU build; writes a report
 # make test  sets up .venv and runs the tests
+# make test-long  the tests that take minutes each: every suite, and lm-eval against itself
 # EXTRA=gpu  the same with the CUDA build of vLLM
 
 PYTHON ?= python3
@@ -15,13 +16,16 @@ TESTS_gpu := $(BIN)/python -m pytest
 TORCH  := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-long check setup clean
 
 demo: $(READY)
 	$(BIN)/tbpo demo
 
 test: $(READY)
 	$(TESTS_$(EXTRA))
+
+test-long: $(READY)
+	$(TESTS_gpu) -m long
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ class AlignedRun:
 
     def asked(self, card: SuiteCard) -> set[Answer]:
         """Return the answers that each checkpoint should have given to a suite."""
-        return {(e.id, s) for e in self.examples[card.name] for s in range(card.sampling.samples)}
+        return {(e.id, s) for e in self.examples[card.name] for s in range(card.samples)}
 
     def expected_pairs(self) -> Iterator[Pair]:
         """Yield each pair that each judge of each suite should have compared."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import traceback
@@ -22,10 +21,13 @@ from harness.cli_config import (
     run_config,
     run_options,
 )
+from harness.cli_contamination import contamination
+from harness.cli_diversity import diversity
 from harness.cli_judge import judge
 from harness.cli_plan import plan
 from harness.cli_score import import_command, score
 from harness.cli_stability import stability
+from harness.cli_suites import suites
 from harness.cli_train import train
 from harness.cli_winrate import winrate
 from harness.errors import TbpoError
@@ -154,41 +156,10 @@ cli.add_command(judge)
 cli.add_command(plan)
 cli.add_command(winrate)
 cli.add_command(score)
+cli.add_command(contamination)
+cli.add_command(diversity)
 cli.add_command(import_command)
-
-
-@cli.command()
-@click.argument("names", nargs=-1)
-@json_option
-def suites(names: tuple[str, ...], as_json: bool) -> None:
-    """List suites, or check and describe the given ones."""
-    from harness.suites import known_suites, load_suites, load_training_suite
-
-    wanted = names or tuple(known_suites())
-    loaded, training = load_suites(wanted), load_training_suite(wanted)
-    if as_json:
-        rows = [
-            s.spec.model_dump(mode="json")
-            | {"examples": len(s.examples), "content_sha256": s.content_sha256}
-            for s in loaded
-        ]
-        if training:
-            declared = training.spec.model_dump(mode="json")
-            rows.append(declared | {"examples": 0, "content_sha256": training.content_sha256})
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for suite in loaded:
-        spec = suite.spec
-        click.echo(f"{spec.name}  v{spec.version}  {len(suite.examples)} examples  {spec.title}")
-        if names:
-            click.echo(f"  {spec.description}\n  metrics: {', '.join(spec.metrics)}")
-            click.echo(f"  judges: {', '.join(spec.judges) or 'none'}")
-            click.echo(f"  first prompt: {suite.examples[0].messages[-1].content[:400]}")
-    if training:
-        read = training.spec
-        click.echo(f"{read.name}  v{read.version}  training logs  {read.title}")
-        if names:
-            click.echo(f"  {read.description}\n  {read.parameters}")
+cli.add_command(suites)
 
 
 def main() -> None:

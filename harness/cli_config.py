@@ -20,7 +20,8 @@ CHECKPOINT_HELP = (
     "NAME=SOURCE[,key=value...]; SOURCE is a Hugging Face or PEFT folder, a hub id, a policy.pt, a "
     "GGUF file, an endpoint's URL, a file of recorded outputs or embedded:NAME. Keys: method, "
     "base, dtype, chat_template, merge, model, api_key_env, allow_unchanged, training_logs, "
-    "adapter. Repeat it; the first is the base that differences are taken against."
+    "training_data, adapter. Repeat it; the first is the base that differences are taken against. "
+    "training_data is a file or hub-id:split; join several by +."
 )
 JUDGE_HELP = (
     "A language model as a judge: NAME=SOURCE[,key=value...]; SOURCE is the URL of an "
@@ -51,6 +52,13 @@ budget_option = click.option(
     "requests=500. Repeat it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+data_option = click.option(
+    "--data",
+    multiple=True,
+    metavar="SUITE=PATH",
+    help="Your own copy of a suite's data, in place of the declared file. Repeat it.",
+)
 
 ASKING_OPTIONS = (
     click.option(
@@ -90,6 +98,10 @@ RUN_OPTIONS = (
     output_option,
     limit_option,
     click.option("--seed", type=click.IntRange(min=0), help="Seed of all sampling (default 0)."),
+    data_option,
+    click.option(
+        "--max-tokens", type=click.IntRange(min=1), help="A lower limit on every suite's answers."
+    ),
     click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens."),
     click.option("--engine", help="vllm or transformers; by default vLLM where it is installed."),
     click.option(
@@ -197,6 +209,23 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
+def parse_data(texts: Sequence[str]) -> dict[str, Path]:
+    """Return ``SUITE=PATH`` texts as a mapping.
+
+    Raises:
+        InputError: a text that is not SUITE=PATH, or a suite that is named twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (equals and name and path):
+            raise InputError(f"--data '{text}': expected SUITE=PATH")
+        if name in found:
+            raise InputError(f"--data names the data of '{name}' twice")
+        found[name] = Path(path)
+    return found
+
+
 def file_values(path: Path) -> dict[str, Any]:
     """Return the keys of a run's YAML file, ``engine`` and ``endpoint`` as mappings of settings.
 
@@ -265,7 +294,7 @@ def run_config(given: dict[str, Any]) -> RunConfig:
     chosen: dict[str, Any] = {"name": given["engine"]} if given["engine"] else {}
     if given["deterministic"]:
         chosen["deterministic"] = True
-    plain = ("output", "limit", "seed", "max_model_len", "prices")
+    plain = ("output", "limit", "seed", "max_model_len", "max_tokens", "prices")
     options = {name: given[name] for name in plain} | {
         "checkpoints": [parse_checkpoint(text) for text in given["checkpoints"]],
         "suites": list(given["suites"]),
@@ -273,6 +302,7 @@ def run_config(given: dict[str, Any]) -> RunConfig:
         "endpoint": parse_settings(given["endpoint_settings"], "--endpoint-set"),
         "judges": parse_judges(given["judges"]),
         "budget": parse_settings(given["budget"], "--budget"),
+        "data": parse_data(given["data"]),
     }
     return build_config(given["config"], options)
 

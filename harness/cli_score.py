@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli_config import build_config, json_option
+from harness.cli_config import build_config, data_option, json_option, parse_data
 from harness.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     help="File of recorded answers: JSON, JSONL, CSV or Parquet.",
 )
 @click.option("--model", help="Whose answers, where the file holds those of several models.")
+@data_option
 @json_option
-def score(suite: str, path: Path, model: str | None, as_json: bool) -> None:
+def score(suite: str, path: Path, model: str | None, data: tuple[str, ...], as_json: bool) -> None:
     """Score recorded answers to SUITE again, without an engine or a model.
 
     SUITE is a packaged suite, a YAML file, or 'outputs' for the prompts of the file itself. An
@@ -35,7 +36,7 @@ def score(suite: str, path: Path, model: str | None, as_json: bool) -> None:
     """
     from harness.scoring import score_outputs
 
-    found = score_outputs(suite, path, model)
+    found = score_outputs(suite, path, model, parse_data(data))
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_score_lines(found)))
 
 
@@ -78,12 +79,14 @@ def _metric_line(result: MetricResult) -> str:
 )
 @click.option("--reference", help="Name that the judgments have for the suite's own answers.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@data_option
 def import_command(
     files: tuple[str, ...],
     suite: str,
     judged: tuple[Path, ...],
     reference: str | None,
     output: Path,
+    data: tuple[str, ...],
 ) -> None:
     """Bring recorded answers, and judgments about them, into a run; write its report.
 
@@ -92,9 +95,9 @@ def import_command(
     """
     if reference is not None and not judged:
         raise InputError("--reference says whose answers --judgments are about; give those too")
-    config = build_config(
-        None, {"checkpoints": [*map(_checkpoint, files)], "suites": [suite], "output": output}
-    )
+    checkpoints = [*map(_checkpoint, files)]
+    given = {"checkpoints": checkpoints, "suites": [suite], "output": output}
+    config = build_config(None, given | {"data": parse_data(data)})
     from harness.engines.environment import prepare_process
 
     prepare_process()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from harness.adapters.identity import verify_unchanged
 from harness.canary import Canary, CanaryProof, Readings, Sequences
+from harness.capability.stage import TaskStage
+from harness.dialogues import answers_needed, earlier_questions, with_answers
 from harness.engines import Completion, Engine, Failure, ReadableEngine, Request, split_key
+from harness.engines.settings import EngineSettings
 from harness.errors import EngineDiedError, EngineError, RunFolderError
 from harness.groups import EngineGroup, speed_of
 from harness.plan import Plan
 from harness.progress import bar
-from harness.prompts import Prompts
-from harness.requests import as_generation, make_requests, request_sha256
+from harness.prompts import Prompts, checkpoint_tokenizer, render
+from harness.requests import as_generation, make_requests, request_sha256, rounds
 from harness.speeds import remember_speed
 from harness.store import GENERATIONS, RunFolder
 from harness.types import Form, Loadable
@@ -31,6 +35,9 @@ RESTARTS = 2
 NAMED = 5
 """Unanswered requests that a message names."""
 
+NO_EARLIER = "an earlier question of its dialogue has no answer"
+NO_ROOM = "the dialogue so far leaves no room for an answer"
+
 Note = Callable[..., None]
 
 
@@ -41,6 +48,7 @@ class Sampler:
         canaries: by checkpoint name, the canary texts of its engine group in token ids.
         readings: by checkpoint name, its independent reading of them.
         note: keeps an event in the manifest, at once.
+        stage: evaluates what lm-eval runs on the same engine, each checkpoint while it is held.
     """
 
     def __init__(
@@ -51,7 +59,9 @@ class Sampler:
         canaries: Mapping[str, Sequences],
         readings: Mapping[str, Readings],
         note: Note,
+        stage: TaskStage | None = None,
     ) -> None:
+        self.stage = stage
         self.plan = plan
         self.folder = folder
         self.prompts = prompts
@@ -70,7 +80,7 @@ class Sampler:
         """
         queues = [[Queue(self, g, c) for c in g.checkpoints] for g in self.plan.groups]
         for group, waiting in zip(self.plan.groups, queues, strict=True):
-            todo = [queue for queue in waiting if queue.chunks()]
+            todo = [queue for queue in waiting if self.waits(queue)]
             if todo:
                 self._serve(group, todo)
 
@@ -99,6 +109,7 @@ class Sampler:
             try:
                 self._hold(engine, canary, queue.checkpoint)
                 queue.work(engine)
+                self._evaluate(engine, queue)
                 return
             except EngineDiedError as error:
                 engine.close()
@@ -107,6 +118,19 @@ class Sampler:
                 if deaths > RESTARTS:
                     raise
                 log.warning("%s; starting it again", error)
+
+    def _evaluate(self, engine: Engine, queue: Queue) -> None:
+        settings = queue.group.settings
+        if self.stage is not None and isinstance(settings, EngineSettings):
+            self.stage.work(engine, queue.checkpoint, settings.max_model_len)
+            verify_unchanged(queue.checkpoint)
+
+    def waits(self, queue: Queue) -> bool:
+        """Return whether anything of a queue's checkpoint is missing that its engine can give."""
+        if queue.unfinished():
+            return True
+        weights = queue.group.form is Form.WEIGHTS
+        return weights and self.stage is not None and bool(self.stage.missing(queue.checkpoint))
 
     def _hold(self, engine: Engine, canary: Canary | None, checkpoint: Loadable) -> None:
         """Load a checkpoint and prove that the engine holds it.
@@ -191,28 +215,61 @@ def identity(checkpoint: Loadable, key: str) -> tuple[Any, ...]:
 
 
 class Queue:
-    """The requests of all suites to one checkpoint, and which of them are still to be answered."""
+    """The requests of all suites to one checkpoint, and which of them are still to be answered.
+
+    The later questions of a dialogue are asked in rounds of their own, for each goes on from the
+    checkpoint's own answers to those before it.
+    """
 
     def __init__(self, sampler: Sampler, group: EngineGroup, checkpoint: Loadable) -> None:
-        plan = sampler.plan
         self.sampler = sampler
         self.group = group
         self.checkpoint = checkpoint
-        name = checkpoint.spec.name
-        self.requests = make_requests(plan.suites, sampler.prompts.get(name, {}), plan.config.seed)
-        engine = group.sha256(plan.config.seed)
-        self.asked = {r.key: request_sha256(checkpoint, r, engine) for r in self.requests}
-        self._check_kept()
+        self.dialogues = Dialogues(sampler.plan, checkpoint)
+        self.engine = group.sha256(sampler.plan.config.seed)
+        # Recorded answers to later questions are on file like all others.
+        alone = group.form is Form.RECORDED
+        self.depths: list[int | None] = [None] if alone else [*range(rounds(sampler.plan.suites))]
+        for depth in self.depths:
+            requests = [r for r in self._requests(depth) if isinstance(r, Request)]
+            self._check_kept(requests)
 
-    def _check_kept(self) -> None:
+    def _requests(self, depth: int | None) -> list[Request | Failure]:
+        """Return what is asked in a round; a Failure where an earlier answer is not there."""
+        plan = self.sampler.plan
+        prompts = self.sampler.prompts.get(self.checkpoint.spec.name, {})
+        asked = make_requests(plan.suites, prompts, plan.config.seed, depth)
+        if not depth:
+            return list(asked)
+        return [self.dialogues.going_on(r, self._earlier(r), self._room()) for r in asked]
+
+    def _earlier(self, request: Request) -> list[str | Failure | None]:
+        """Return the answers before a later question; what became of those that are not there."""
+        suite, example, sample = split_key(request.key)
+        found: list[str | Failure | None] = []
+        for before in self.dialogues.earlier[suite][example]:
+            key = (suite, self.checkpoint.spec.name, before, sample)
+            answer = self.sampler.generated.get(key)
+            found.append(answer.text if answer else self.sampler.failures.get(key))
+        return found
+
+    def _room(self) -> int | None:
+        settings = self.group.settings
+        return settings.max_model_len if isinstance(settings, EngineSettings) else None
+
+    def _asked(self, requests: Sequence[Request]) -> Asked:
+        return {r.key: request_sha256(self.checkpoint, r, self.engine) for r in requests}
+
+    def _check_kept(self, requests: Sequence[Request]) -> None:
         """Refuse answers on disk that were given to another request.
 
         Raises:
             RunFolderError: names the first.
         """
-        for request in self.requests:
+        asked = self._asked(requests)
+        for request in requests:
             kept = self.sampler.generated.get(identity(self.checkpoint, request.key))
-            if kept is not None and kept.request_sha256 != self.asked[request.key]:
+            if kept is not None and kept.request_sha256 != asked[request.key]:
                 raise RunFolderError(
                     f"{self.sampler.folder.path / GENERATIONS.file}: the answer of "
                     f"'{self.checkpoint.spec.name}' to {kept.suite}/{kept.example_id} was given to "
@@ -220,16 +277,21 @@ class Queue:
                     "another --output, or remove the folder to start afresh."
                 )
 
-    def chunks(self) -> list[list[Request]]:
+    def unfinished(self) -> bool:
+        """Return whether any answer is missing."""
+        plan = self.sampler.plan
+        return any(map(self._missing, make_requests(plan.suites, {}, plan.config.seed)))
+
+    def _chunks(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Return what to hand over: whole chunks with anything missing, so that batches repeat.
 
         Where answers do not depend on the batch (endpoints, files): what is missing alone.
         """
         if self.group.form != Form.WEIGHTS:
-            missing = [r for r in self.requests if self._missing(r)]
+            missing = [r for r in requests if self._missing(r)]
             return [missing] if missing else []
         size: int = self.group.settings.chunk  # type: ignore[union-attr]
-        every = [self.requests[i : i + size] for i in range(0, len(self.requests), size)]
+        every = [list(requests[i : i + size]) for i in range(0, len(requests), size)]
         return [chunk for chunk in every if any(map(self._missing, chunk))]
 
     def _missing(self, request: Request) -> bool:
@@ -237,12 +299,9 @@ class Queue:
 
     def work(self, engine: Engine) -> None:
         """Sample the missing answers with the engine that holds the checkpoint."""
-        chunks = self.chunks()
         before, started = self._tokens(), time.monotonic()
-        with bar(sum(map(len, chunks)), f"generate {self.checkpoint.spec.name}", "answer") as shown:
-            for chunk in chunks:
-                replies = _counted(engine.generate(chunk), shown)
-                self.sampler.take(self.checkpoint, replies, self.asked)
+        for depth in self.depths:
+            self._work(engine, depth)
         remember_speed(
             self._tokens() - before,
             time.monotonic() - started,
@@ -250,9 +309,63 @@ class Queue:
         )
         verify_unchanged(self.checkpoint)
 
+    def _work(self, engine: Engine, depth: int | None) -> None:
+        requests: list[Request] = []
+        lacking: list[Failure] = []
+        for asked in self._requests(depth):
+            if isinstance(asked, Failure):
+                lacking.append(asked)
+            else:
+                requests.append(asked)
+        self.sampler.take(self.checkpoint, lacking, {})
+        chunks, hashes = self._chunks(requests), self._asked(requests)
+        title = f"generate {self.checkpoint.spec.name}" + (f", turn {depth + 1}" if depth else "")
+        with bar(sum(map(len, chunks)), title, "answer") as shown:
+            for chunk in chunks:
+                replies = _counted(engine.generate(chunk), shown)
+                self.sampler.take(self.checkpoint, replies, hashes)
+
     def _tokens(self) -> int:
         name = self.checkpoint.spec.name
         return sum(g.tokens or 0 for g in self.sampler.generated.values() if g.checkpoint == name)
+
+
+class Dialogues:
+    """The later questions of a plan's dialogues, put to one checkpoint after its own answers."""
+
+    def __init__(self, plan: Plan, checkpoint: Loadable) -> None:
+        self.checkpoint = checkpoint
+        self.earlier = {s.spec.name: earlier_questions(s.examples) for s in plan.suites}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return checkpoint_tokenizer(self.checkpoint)
+
+    def going_on(
+        self, request: Request, before: Sequence[str | Failure | None], room: int | None
+    ) -> Request | Failure:
+        """Return a later question with the answers before it in its chat.
+
+        Args:
+            before: the answers; what became of those that are not there.
+            room: longest prompt plus answer, in tokens; None where a server renders.
+        """
+        answers = [text for text in before if isinstance(text, str)]
+        if len(answers) < answers_needed(request.messages):
+            lost = [reply for reply in before if isinstance(reply, Failure)]
+            final = any(failure.final for failure in lost)
+            return Failure(key=request.key, reason=NO_EARLIER, final=final)
+        chat = with_answers(request.messages, answers)
+        if room is None:
+            return request.model_copy(update={"messages": chat})
+        prompt = tuple(render(self._tokenizer, chat))
+        # Sampled tokens may be more when they are tokenised again as text.
+        left = min(request.sampling.max_tokens, room - len(prompt))
+        if left < 1:
+            return Failure(key=request.key, reason=NO_ROOM, final=True)
+        sampling = request.sampling.model_copy(update={"max_tokens": left})
+        changes = {"messages": chat, "prompt": prompt, "sampling": sampling}
+        return request.model_copy(update=changes)
 
 
 def _say(proof: CanaryProof) -> None:

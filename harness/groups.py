@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,12 +135,15 @@ def make_groups(
     engine: Mapping[str, Any],
     endpoint: Mapping[str, Any],
     max_model_len: int | None,
+    needed: Callable[[Loadable], int] = lambda _: 0,
 ) -> tuple[EngineGroup, ...]:
     """Return the engine groups of a run, in the order of their first checkpoints.
 
     Args:
         engine: settings of the engine that holds weights, by name; ``name`` chooses it.
         endpoint: settings for endpoints, by name.
+        needed: longest prompt plus answer of a checkpoint with weights, in tokens; asked of the
+            first of a group where nobody wants a context.
 
     Raises:
         InputError: unknown engine or setting, a wrong value, or a context beyond the model's.
@@ -150,7 +153,7 @@ def make_groups(
     found: dict[str, list[Loadable]] = {}
     for checkpoint in checkpoints:
         found.setdefault(_shared(checkpoint), []).append(checkpoint)
-    return tuple(_group(part, dict(engine), endpoint, length) for part in found.values())
+    return tuple(_group(part, dict(engine), endpoint, length, needed) for part in found.values())
 
 
 def _check_words(engine: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
@@ -191,6 +194,7 @@ def _group(
     engine: dict[str, Any],
     endpoint: Mapping[str, Any],
     max_model_len: int | None,
+    needed: Callable[[Loadable], int],
 ) -> EngineGroup:
     form = checkpoints[0].form
     given = tuple(checkpoints)
@@ -207,7 +211,8 @@ def _group(
             "themselves."
         )
     vllm = name == VLLM
-    wanted = default_settings(model_facts(checkpoints[0]), max_model_len, spread=vllm)
+    room = needed(given[0]) if max_model_len is None else 0
+    wanted = default_settings(model_facts(given[0]), max_model_len, spread=vllm, needed=room)
     loras = [c for c in checkpoints if c.lora]
     if loras and vllm:
         rank = max(_rank(c) for c in loras)

@@ -2,7 +2,7 @@
 
 | form | decided by | columns |
 |---|---|---|
-| preference pairs | people | those of ``harness.training.formats`` |
+| preference pairs | people | those of ``harness.preference_rows`` |
 | TL;DR comparisons | a model | prompt, model_summary, reference_summary, preferred |
 
 ``preferred`` is ``ours`` for the model's summary or ``reference`` for the author's: what the public
@@ -21,8 +21,8 @@ from typing import Any
 from harness.errors import InputError
 from harness.files import sha256_json
 from harness.judges import AnswerPair
+from harness.preference_rows import PAIR_KEYS, MalformedRowError, UnusablePairError, parse_row
 from harness.training.data import Pair, Skips, usable_rows
-from harness.training.formats import PAIR_KEYS, MalformedRowError, UnusablePairError, parse_row
 from harness.training.sources import Source, resolve_source
 from harness.types import Example
 

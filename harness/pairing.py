@@ -11,17 +11,17 @@ from typing import NamedTuple
 from harness.adapters.recorded.answers import (
     RecordedAnswer,
     Turns,
-    is_later_question,
     prompt_of,
     turns,
 )
 from harness.adapters.recorded.plain import ALPACA_EVAL
 from harness.adapters.recorded.reading import read_recording
-from harness.adapters.recorded.tables import read_table
+from harness.dialogues import is_later_question
 from harness.errors import InputError
 from harness.files import sha256_json
 from harness.judges import AnswerPair
 from harness.judges.llm.questions import dialogue_text
+from harness.tables import read_table
 from harness.types import Example, Message, Record
 
 

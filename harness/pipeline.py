@@ -26,6 +26,7 @@ from harness.canary import (
     remembered_reading,
     take_reading,
 )
+from harness.capability.stage import TaskStage
 from harness.engines.reference import ReferenceModel
 from harness.engines.settings import EngineSettings
 from harness.errors import EngineError
@@ -87,6 +88,11 @@ def run(config: RunConfig) -> Path:
         for suite in plan.suites
         for example in suite.examples
     ]
+    examples += [
+        SuiteExample(suite=planned.name, example=example)
+        for planned in plan.tasks
+        for example in planned.examples
+    ]
     with open_run(config.output, plan.manifest, examples) as folder:
         if folder.manifest.status == Status.COMPLETE:
             log.info("%s is complete; nothing to compute", config.output)
@@ -94,7 +100,7 @@ def run(config: RunConfig) -> Path:
         work = Work(plan, folder, prompts, canaries)
         work.note_resumption()
         work.training()
-        if plan.suites:
+        if plan.suites or plan.tasks:
             work.likelihoods()
             work.generations()
         work.sampler.check()
@@ -108,7 +114,7 @@ def run(config: RunConfig) -> Path:
 def _canaries(plan: Plan) -> dict[str, Sequences]:
     """Return the canary texts by checkpoint: one tokenisation an engine group."""
     found: dict[str, Sequences] = {}
-    for group in plan.groups if plan.suites else ():
+    for group in plan.groups if plan.suites or plan.tasks else ():
         if isinstance(group.settings, EngineSettings):
             sequences = canary_sequences(group.checkpoints[0])
             check_room(sequences, group.settings.max_model_len)
@@ -133,7 +139,12 @@ class Work:
         self.canaries = canaries
         self.readings: dict[str, Readings] = {}
         self.sums: dict[tuple[str, str], dict[str, LogProbs]] = {}
-        self.sampler = Sampler(plan, folder, prompts, self.canaries, self.readings, self._note)
+        self.stage = TaskStage(
+            plan.tasks, folder.path, plan.config.seed, lambda: self.scored, self._append_scores
+        )
+        self.sampler = Sampler(
+            plan, folder, prompts, self.canaries, self.readings, self._note, self.stage
+        )
 
     @property
     def generated(self) -> Mapping[tuple[Any, ...], Generation]:
@@ -231,6 +242,9 @@ class Work:
 
     def scores(self) -> None:
         """Compute every metric of every checkpoint on every suite."""
+        for checkpoint in self.plan.checkpoints:
+            if no_weights(checkpoint) is not None:
+                self._append_scores(self.stage.out_of_reach(checkpoint))
         answers = self._answers()
         jobs = [
             (s, c, m)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from harness import plugins, provenance
+from harness import provenance
 from harness.adapters import prepare, resolve
 from harness.adapters.recorded import recorded_suite
-from harness.adapters.recorded.answers import is_later_question
 from harness.adapters.templates import check_templates
+from harness.capability.stage import CONTEXT, PlannedTasks, check_groups, plan_tasks
+from harness.checks import load_judges, load_metrics
+from harness.contamination import find_contamination
 from harness.engines.replay import check_answered
 from harness.engines.settings import EngineSettings
 from harness.errors import InputError, unknown_name
@@ -23,11 +25,20 @@ from harness.groups import EngineGroup, make_groups
 from harness.judges import Judge
 from harness.judges.llm import Budget, Limits, load_prices
 from harness.judging import llm_judge
-from harness.metrics import ExampleChecker, Metric
+from harness.metrics import Metric
 from harness.progress import over
-from harness.prompts import Prompts, render_all
+from harness.prompts import Prompts, longest_request, render_all
 from harness.requests import make_requests
-from harness.suites import OUTPUTS, Suite, TrainingSuite, limited, load_suites, load_training_suite
+from harness.suites import (
+    OUTPUTS,
+    Suite,
+    TrainingSuite,
+    cut,
+    lm_eval_suites,
+    load_suites,
+    load_training_suite,
+    read_yaml,
+)
 from harness.training_logs import NO_LOG, Logs, find_logs
 from harness.types import (
     REFERENCE,
@@ -46,6 +57,7 @@ from harness.types import (
     TrainingRow,
     TrainingSource,
 )
+from harness.types.records import PromptStyle
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +69,8 @@ class RunConfig(Record):
 
     Attributes:
         judges: language models as judges, beside the judges that the suites declare.
+        data: the user's own copies of suites' data, by suite.
+        max_tokens: a lower limit on every suite's answers, in tokens.
         budget: caps on what they may use in one go; part of no result.
         prices: a price table in place of the packaged one.
     """
@@ -67,6 +81,8 @@ class RunConfig(Record):
     seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
     max_model_len: int | None = Field(default=None, ge=16)
+    max_tokens: int | None = Field(default=None, ge=1)
+    data: dict[str, Path] = Field(default_factory=dict)
     engine: dict[str, Any] = Field(default_factory=dict)
     endpoint: dict[str, Any] = Field(default_factory=dict)
     judges: tuple[JudgeSpec, ...] = ()
@@ -87,6 +103,7 @@ class Plan:
     budget: Budget
     manifest: RunManifest
     training_rows: tuple[TrainingRow, ...]
+    tasks: tuple[PlannedTasks, ...] = ()
 
     @property
     def base(self) -> Loadable:
@@ -101,30 +118,45 @@ def make_plan(config: RunConfig) -> Plan:
         InputError: unknown or wrong suite, checkpoint, metric, judge, setting or training log.
     """
     _check_names(config.checkpoints)
-    suites = tuple(load_suites(config.suites, config.limit))
+    suites = tuple(load_suites(config.suites, config.limit, config.data, config.max_tokens))
     training = load_training_suite(config.suites)
+    tasks = tuple(_tasks(path, config) for path in lm_eval_suites(config.suites))
     # What is wrong with a suite is said before weights are read.
-    metrics, judges = _load_metrics(suites), _load_judges(suites)
+    metrics, judges = load_metrics(suites), load_judges(suites)
     checkpoints = tuple(prepare(spec) for spec in over(config.checkpoints, "checkpoints", "one"))
     check_templates(checkpoints)
     if OUTPUTS in config.suites:
-        outputs = _outputs(checkpoints, config.limit)
+        outputs = cut(recorded_suite(checkpoints), config.limit, config.max_tokens)
         suites += (outputs,)
-        metrics |= _load_metrics([outputs])
-        judges |= _load_judges([outputs])
-    _check_suite_names(suites, training)
+        metrics |= load_metrics([outputs])
+        judges |= load_judges([outputs])
+    _check_suite_names(suites, training, tasks)
+    _check_plain(suites, checkpoints)
     budget = Budget(config.budget, load_prices(config.prices))
     suites = tuple(_judged_by(suite, config.judges) for suite in suites)
     judges |= _llm_judges(config, suites, judges, budget)
     check_answered(checkpoints, make_requests(suites, {}, config.seed))
-    groups = make_groups(checkpoints, config.engine, config.endpoint, config.max_model_len)
+    room = CONTEXT if tasks else 0
+    groups = make_groups(
+        checkpoints,
+        config.engine,
+        config.endpoint,
+        config.max_model_len,
+        lambda checkpoint: max(room, longest_request(checkpoint, suites)),
+    )
+    check_groups(tasks, groups)
     for warning in tokenizer_warnings(checkpoints):
         log.warning("%s", warning)
     logs = [_training_logs(c) for c in checkpoints] if training else []
     card = training.card(found.source for found in logs) if training else None
-    manifest = _manifest(config, suites, groups, checkpoints, metrics, judges, card)
+    manifest = _manifest(config, suites, groups, checkpoints, metrics, judges, card, tasks)
     rows = tuple(row for found in logs for row in found.rows)
-    return Plan(config, suites, checkpoints, groups, metrics, judges, budget, manifest, rows)
+    return Plan(config, suites, checkpoints, groups, metrics, judges, budget, manifest, rows, tasks)
+
+
+def _tasks(path: Path, config: RunConfig) -> PlannedTasks:
+    name = str(read_yaml(path).get("name"))
+    return plan_tasks(path, config.data.get(name), config.limit)
 
 
 def rendered(plan: Plan) -> dict[str, Prompts]:
@@ -154,30 +186,24 @@ def tokenizer_warnings(checkpoints: Sequence[Loadable]) -> Iterator[str]:
             )
 
 
-def _check_suite_names(suites: Sequence[Suite], training: TrainingSuite | None) -> None:
-    names = [suite.spec.name for suite in suites] + ([training.spec.name] if training else [])
+def _check_suite_names(
+    suites: Sequence[Suite], training: TrainingSuite | None, tasks: Sequence[PlannedTasks]
+) -> None:
+    names = [suite.spec.name for suite in suites] + [planned.name for planned in tasks]
+    names += [training.spec.name] if training else []
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two suites have one name: {', '.join(doubled)}")
 
 
-def _outputs(checkpoints: Sequence[Loadable], limit: int | None) -> Suite:
-    """Return the suite of the recorded prompts.
-
-    Raises:
-        InputError: as `recorded_suite` says, or a checkpoint would have to be asked the second
-            question of a dialogue, between whose questions each model's own answer stood.
-    """
-    found = recorded_suite(checkpoints)
-    suite = limited(found, limit) if limit else found
-    asked = [c.spec.name for c in checkpoints if c.form is not Form.RECORDED]
-    later = [example.id for example in suite.examples if is_later_question(example.messages)]
-    if asked and later:
+def _check_plain(suites: Sequence[Suite], checkpoints: Sequence[Loadable]) -> None:
+    """Refuse prompts without a chat template where a server would put them into one."""
+    plain = [suite.spec.name for suite in suites if suite.spec.style is PromptStyle.PLAIN]
+    servers = [c.spec.name for c in checkpoints if c.form is Form.ENDPOINT]
+    if plain and servers:
         raise InputError(
-            f"'{asked[0]}' cannot be asked {len(later)} prompts of suite '{OUTPUTS}' (first: "
-            f"{later[0]}): they go on from each model's own answer, which the files hold for the "
-            "recorded models alone. Compare recorded outputs with each other here."
+            f"suite '{plain[0]}' puts its prompts plain, and '{servers[0]}' is an endpoint, which "
+            "puts every prompt into a chat template. Leave one of them out."
         )
-    return suite
 
 
 def _training_logs(checkpoint: Loadable) -> Logs:
@@ -197,33 +223,6 @@ def _check_names(specs: Sequence[CheckpointSpec]) -> None:
         raise InputError(f"'{REFERENCE}' stands for the suites' own answers; name it otherwise.")
 
 
-def _load_metrics(suites: Iterable[Suite]) -> dict[str, Metric]:
-    names = dict.fromkeys(name for suite in suites for name in suite.spec.metrics)
-    metrics: dict[str, Metric] = {}
-    for name in names:
-        metrics[name] = plugins.load("metrics", name)()  # type: ignore[operator]
-    for suite in suites:
-        known = {info.key for name in suite.spec.metrics for info in metrics[name].info}
-        if wrong := [key for key in suite.spec.primary if key not in known]:
-            raise InputError(
-                f"suite {suite.spec.name}: primary metric '{wrong[0]}' is produced by none of its "
-                f"metrics. They produce: {', '.join(sorted(known))}."
-            )
-        for name in suite.spec.metrics:
-            metric = metrics[name]
-            if isinstance(metric, ExampleChecker):
-                metric.check_examples(suite.examples)
-    return metrics
-
-
-def _load_judges(suites: Iterable[Suite]) -> dict[str, Judge]:
-    names = dict.fromkeys(name for suite in suites for name in suite.spec.judges)
-    judges: dict[str, Judge] = {}
-    for name in names:
-        judges[name] = plugins.load("judges", name)()  # type: ignore[operator]
-    return judges
-
-
 def _judged_by(suite: Suite, specs: Sequence[JudgeSpec]) -> Suite:
     """Return the suite with the language models that judge it; its content stays what it is."""
     names = tuple(spec.name for spec in specs if _judges_suite(spec, suite))
@@ -234,7 +233,7 @@ def _judged_by(suite: Suite, specs: Sequence[JudgeSpec]) -> Suite:
 def _judges_suite(spec: JudgeSpec, suite: Suite) -> bool:
     if spec.suites:
         return suite.spec.name in spec.suites
-    return suite.spec.sampling.samples == 1
+    return suite.spec.samples == 1
 
 
 def _llm_judges(
@@ -277,6 +276,8 @@ def _card(suite: Suite, metrics: Mapping[str, Metric]) -> SuiteCard:
         primary=spec.primary,
         has_reference=all(e.reference is not None for e in suite.examples),
         licence=spec.data.licence,
+        temperatures=spec.temperatures,
+        used=suite.used,
     )
 
 
@@ -336,11 +337,12 @@ def _manifest(
     metrics: Mapping[str, Metric],
     judges: Mapping[str, Judge],
     training: TrainingCard | None,
+    tasks: Sequence[PlannedTasks],
 ) -> RunManifest:
-    cards = tuple(_card(suite, metrics) for suite in suites)
+    cards = (*(_card(suite, metrics) for suite in suites), *(planned.card() for planned in tasks))
     infos = tuple(judge.info for judge in judges.values())
     engines = tuple(group.card(config.seed) for group in groups)
-    expected = sum(c.examples * c.sampling.samples for c in cards) * len(checkpoints)
+    expected = sum(c.examples * c.samples for c in cards) * len(checkpoints)
     counts = {"generations": Counts(expected=expected, present=0)}
     if training is not None:
         logged = sum(log.rows for source in training.sources for log in source.logs)
@@ -359,4 +361,5 @@ def _manifest(
         git_commit=provenance.git_commit(),
         counts=counts,
         training=training,
+        contamination=find_contamination(checkpoints, suites),
     )

@@ -140,15 +140,15 @@ def forecast(config: RunConfig) -> RunForecast:
 
 
 def _suite(plan: Plan, suite: Suite, prompts: Mapping[str, Prompts]) -> SuiteForecast:
-    asked, sampling = len(suite.examples), suite.spec.sampling
-    requests = asked * sampling.samples * len(plan.checkpoints)
+    asked, samples = len(suite.examples), suite.spec.samples
+    requests = asked * samples * len(plan.checkpoints)
     return SuiteForecast(
         suite=suite.spec.name,
         prompts=asked,
-        samples=sampling.samples,
+        samples=samples,
         requests=requests,
         prompt_tokens=_prompt_tokens(plan.checkpoints, suite, prompts),
-        answer_tokens=requests * sampling.max_tokens,
+        answer_tokens=requests * suite.spec.max_tokens,
         win_rate=detectable_win_rate(WinRateDesign(prompts=asked)) if asked > 1 else None,
         difference=_difference(asked) if asked > 1 else None,
     )
@@ -167,13 +167,12 @@ def _prompt_tokens(
     if any(name not in prompts for name in names):
         return None
     ids = (prompts[name][suite.spec.name].values() for name in names)
-    return suite.spec.sampling.samples * sum(len(prompt) for of in ids for prompt in of)
+    return suite.spec.samples * sum(len(prompt) for of in ids for prompt in of)
 
 
 def _engine(plan: Plan, group: EngineGroup) -> EngineForecast:
     each = sum(
-        len(suite.examples) * suite.spec.sampling.samples * suite.spec.sampling.max_tokens
-        for suite in plan.suites
+        len(suite.examples) * suite.spec.samples * suite.spec.max_tokens for suite in plan.suites
     )
     tokens = each * len(group.checkpoints)
     found = speed(**speed_of(group, group.checkpoints[0]))
@@ -197,7 +196,7 @@ def _judges(plan: Plan) -> Iterator[JudgeForecast]:
 
 def _pairs(plan: Plan, suite: Suite, judge: LlmJudge) -> list[AnswerPair]:
     """Return the suite's pairs, with answers as long as they may become."""
-    name, length = suite.spec.name, suite.spec.sampling.max_tokens * CHARACTERS_A_TOKEN
+    name, length = suite.spec.name, suite.spec.max_tokens * CHARACTERS_A_TOKEN
     texts = {
         # Texts must differ, for equal questions are asked once.
         (name, checkpoint.spec.name, example.id): checkpoint.spec.name.ljust(length, "x")

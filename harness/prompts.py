@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.adapters.identity import embedding_rows, model_config, read_tokenizer
+from harness.dialogues import answers_needed, is_later_question, with_answers
 from harness.errors import CheckpointError, InputError
 from harness.suites import Suite
 from harness.types import Loadable, Message
+from harness.types.records import PromptStyle
 
 Prompts = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Suite -> example id -> token ids, rendered for one checkpoint."""
@@ -70,12 +72,20 @@ def _text(tokenizer: Any, chat: list[dict[str, str]]) -> str:
     return str(_apply(tokenizer, chat, add_generation_prompt=True, tokenize=False))
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def render(
+    tokenizer: Any, messages: Sequence[Message], style: PromptStyle = PromptStyle.CHAT
+) -> list[int]:
     """Return the token ids of ``messages`` in the chat template, generation marker included.
+
+    A plain prompt is the text of its only message, with the special tokens that the tokenizer
+    itself puts around a text.
 
     Raises:
         CheckpointError: the template fails.
     """
+    if style is PromptStyle.PLAIN:
+        (message,) = messages
+        return [int(token) for token in tokenizer(message.content)["input_ids"]]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
     ids = _apply(tokenizer, _chat(messages), **options)
     return [int(token) for token in ids]
@@ -167,6 +177,8 @@ def render_suite(
 ) -> dict[str, tuple[int, ...]]:
     """Return the prompt's token ids of every example of a suite, by example id.
 
+    Later questions of a dialogue are left out: their prompts hold the model's own answers.
+
     Args:
         tokenizer: the checkpoint's; read from its folder where it is not given.
 
@@ -178,9 +190,11 @@ def render_suite(
     rows = embedding_rows(Path(checkpoint.folder))
     prompts = {}
     for example in suite.examples:
+        if is_later_question(example.messages):
+            continue
         where = f"checkpoint '{checkpoint.spec.name}', {suite.spec.name}/{example.id}"
         try:
-            ids = render(tokenizer, example.messages)
+            ids = render(tokenizer, example.messages, suite.spec.style)
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
         check_bos(tokenizer, ids, where)
@@ -194,17 +208,47 @@ def render_suite(
     return prompts
 
 
+def later_lengths(suite: Suite, tokenizer: Any) -> dict[str, int]:
+    """Return the longest that prompts of later questions can become, in tokens, by example id.
+
+    Raises:
+        CheckpointError: the template cannot render a dialogue.
+    """
+    found = {}
+    for example in suite.examples:
+        if is_later_question(example.messages):
+            before = answers_needed(example.messages)
+            chat = with_answers(example.messages, ["."] * before)
+            found[example.id] = len(render(tokenizer, chat)) + before * suite.spec.max_tokens
+    return found
+
+
+def longest_request(checkpoint: Loadable, suites: Sequence[Suite]) -> int:
+    """Return the longest prompt plus answer that suites can ask of a checkpoint, in tokens.
+
+    Raises:
+        CheckpointError: a prompt cannot be rendered.
+    """
+    tokenizer = checkpoint_tokenizer(checkpoint) if suites else None
+    longest = 0
+    for suite in suites:
+        prompts = render_suite(checkpoint, suite, tokenizer).values()
+        lengths = [*map(len, prompts), *later_lengths(suite, tokenizer).values()]
+        longest = max(longest, max(lengths, default=0) + suite.spec.max_tokens)
+    return longest
+
+
 def check_lengths(
-    prompts: dict[str, tuple[int, ...]], suite: Suite, checkpoint: Loadable, max_model_len: int
+    lengths: Mapping[str, int], suite: Suite, checkpoint: Loadable, max_model_len: int
 ) -> None:
     """Refuse prompts that leave no room for the suite's longest answer; lengths in tokens.
 
     Raises:
         InputError: names checkpoint and suite, the first such examples, and counts all.
     """
-    answer = suite.spec.sampling.max_tokens
+    answer = suite.spec.max_tokens
     room = max_model_len - answer
-    long = [name for name, ids in prompts.items() if len(ids) > room]
+    long = [name for name, length in lengths.items() if length > room]
     if not long:
         return
     problem = f"{len(long)} prompts are longer than {room} tokens (first: {', '.join(long[:3])})"
@@ -212,7 +256,7 @@ def check_lengths(
         problem = f"its answers alone may take {answer} tokens, beyond the {max_model_len} allowed"
     raise InputError(
         f"checkpoint '{checkpoint.spec.name}', suite {suite.spec.name}: {problem}. "
-        f"{_more_room(checkpoint, max(map(len, prompts.values())) + answer)}"
+        f"{_more_room(checkpoint, max(lengths.values()) + answer)}"
     )
 
 
@@ -242,6 +286,8 @@ def render_all(
         tokenizer = checkpoint_tokenizer(checkpoint) if suites else None
         prompts = {s.spec.name: render_suite(checkpoint, s, tokenizer) for s in suites}
         for suite in suites:
-            check_lengths(prompts[suite.spec.name], suite, checkpoint, max_model_len)
+            lengths = {name: len(ids) for name, ids in prompts[suite.spec.name].items()}
+            lengths |= later_lengths(suite, tokenizer)
+            check_lengths(lengths, suite, checkpoint, max_model_len)
         rendered[checkpoint.spec.name] = prompts
     return rendered

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.compare import compare
 from harness.files import write_atomic
 from harness.gate import GateOutcome
+from harness.report.contamination import report_warnings
 from harness.report.stability import SeedCell, StabilityColumn, stability_columns, unit_text
 from harness.report.text import NBSP
 from harness.store import EXAMPLES, GENERATIONS, JUDGMENTS, SCORES, TRAINING, read_run
@@ -57,6 +58,7 @@ def estimate_text(estimate: Estimate | None) -> str:
 def summary_text(comparison: Comparison) -> str:
     """Return primary metrics and win rates as plain text."""
     lines = [f"INCOMPLETE: {gap}" for gap in comparison.gaps]
+    lines += [f"WARNING: {text}".replace(NBSP, " ") for text in report_warnings(comparison)]
     for result in comparison.metrics:
         if result.primary:
             name = f"{result.suite} {result.metric.key}"

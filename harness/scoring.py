@@ -7,6 +7,7 @@ replaying engine, scored by the suite's own metrics, and summarised by the compa
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.adapters import RECORDED
@@ -59,12 +60,15 @@ def checkpoint_name(path: Path) -> str:
     return re.sub(r"[^\w.+-]", "-", stem).lstrip(".+-")[:LONGEST_NAME] or "outputs"
 
 
-def score_outputs(suite: str, path: Path, model: str | None = None) -> Rescored:
+def score_outputs(
+    suite: str, path: Path, model: str | None = None, data: Mapping[str, Path] | None = None
+) -> Rescored:
     """Score the answers in a file on a suite.
 
     Args:
         suite: a packaged suite, a YAML file, or ``outputs`` for the prompts of the file itself.
         model: whose answers are wanted, where the file holds those of several models.
+        data: the user's own copy of the suite's data, by suite.
 
     Raises:
         InputError: unknown suite, several suites, or a file that answers none of its prompts.
@@ -73,7 +77,11 @@ def score_outputs(suite: str, path: Path, model: str | None = None) -> Rescored:
     name = checkpoint_name(Path(model) if model else path)
     spec = CheckpointSpec(name=name, source=f"{RECORDED}{path}", model=model)
     # A plan is only read here: nothing is written, so that the output folder is never made.
-    plan = make_plan(RunConfig(checkpoints=(spec,), suites=(suite,), output=Path("unwritten")))
+    plan = make_plan(
+        RunConfig(
+            checkpoints=(spec,), suites=(suite,), output=Path("unwritten"), data=dict(data or {})
+        )
+    )
     if len(plan.suites) != 1:
         raise InputError(f"'{suite}' stands for {len(plan.suites)} suites of prompts; name one")
     return _rescored(plan, plan.suites[0])
@@ -92,7 +100,7 @@ def _rescored(plan: Plan, suite: Suite) -> Rescored:
         {suite.spec.name: suite.examples},
         samples_shown=0,
     )
-    expected = len(suite.examples) * suite.spec.sampling.samples
+    expected = len(suite.examples) * suite.spec.samples
     return Rescored(
         suite=suite.spec.name,
         model=plan.base.spec.name,

@@ -212,6 +212,13 @@ def _check_same_run(folder: RunFolder, manifest: RunManifest) -> RunManifest:
     )
 
 
+def _keep_contamination(folder: RunFolder, found: RunManifest, new: RunManifest) -> None:
+    """Record what is now known of the training data, which decides no result of the run."""
+    if new.contamination and new.contamination != found.contamination:
+        changes = {"contamination": new.contamination}
+        folder.write_manifest(found.model_copy(update=changes))
+
+
 def _what_differs(found: RunManifest, wanted: RunManifest) -> str:
     parts = {
         "checkpoints": (
@@ -278,7 +285,7 @@ def open_run(
     with _locked(path):
         with _opening(path):
             if (path / MANIFEST).exists():
-                _check_same_run(folder, manifest)
+                _keep_contamination(folder, _check_same_run(folder, manifest), manifest)
             else:
                 folder.write_all(EXAMPLES, examples)
                 folder.write_manifest(manifest)

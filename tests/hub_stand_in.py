@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 
 class Hub:
     """Repositories by name, each with the folders of its revisions, and what was asked for."""
@@ -33,9 +35,14 @@ class Hub:
 
     def find(self, repo: str, revision: str) -> Path | None:
         """Return the folder of a revision, named by itself or by its commit."""
-        for name, folder in self.repositories[repo].items():
+        name = self.name(repo, revision)
+        return None if name is None else self.repositories[repo][name]
+
+    def name(self, repo: str, revision: str) -> str | None:
+        """Return the name of a revision, named by itself or by its commit."""
+        for name in self.repositories[repo]:
             if revision in (name, self.commit(repo, name)):
-                return folder
+                return name
         return None
 
     def fetched(self) -> list[str]:
@@ -55,8 +62,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, body: bool) -> None:
             parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-            api = parts[:2] == ["api", "models"]
-            parts = parts[2:] if api else parts
+            api = parts[0] == "api"
+            parts = parts[1:] if api else parts
+            parts = parts[1:] if parts[0] in ("models", "datasets") else parts
             repo, (kind, *rest) = "/".join(parts[:2]), parts[2:] or [""]
             if repo in hub.gated:
                 self.refuse(403, "GatedRepo", body)
@@ -86,13 +94,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             facts = {"id": repo, "sha": hub.commit(repo, name), "siblings": siblings}
             self.send(json.dumps(facts).encode(), body)
 
-        def file(self, repo: str, commit: str, name: str, body: bool) -> None:
-            folder = hub.find(repo, commit)
+        def file(self, repo: str, revision: str, name: str, body: bool) -> None:
+            folder = hub.find(repo, revision)
             if folder is None or not (folder / name).is_file():
                 self.refuse(404, "EntryNotFound", body)
                 return
             if body:
                 hub.asked.append(self.path)
+            commit = hub.commit(repo, str(hub.name(repo, revision)))
             headers = {"ETag": f'"{etag(folder / name)}"', "X-Repo-Commit": commit}
             self.send((folder / name).read_bytes(), body, headers=headers)
 
@@ -122,6 +131,18 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 def etag(file: Path) -> str:
     """Return a file's hash, as a hub's entity tag."""
     return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+def point_client(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Point the client at a served hub as HF_ENDPOINT and HF_HOME would."""
+    from huggingface_hub import constants
+
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import Hub, serve
+from hub_stand_in import Hub, point_client, serve
 from tiny_checkpoints import edit_json, save_llama, save_lora
 
 from harness.adapters import hub as hub_adapter
@@ -32,21 +32,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> P
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: Path) -> Iterator[Hub]:
-    """A hub with one model, to which the client is pointed as HF_ENDPOINT and HF_HOME would."""
-    from huggingface_hub import constants
-
+    """A hub with one model, to which the client is pointed."""
     hub = Hub()
     hub.add(BASE, llama)
     with serve(hub):
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        point_client(hub, monkeypatch, tmp_path)
         monkeypatch.chdir(tmp_path)
         yield hub
 

@@ -270,6 +270,24 @@ def test_missing_scores_are_counted_with_their_reasons() -> None:
     assert found.gaps == (text,)
 
 
+def test_what_a_metric_has_no_value_for_is_counted_and_no_gap() -> None:
+    run = records()
+    spoiled = [
+        s.model_copy(update={"value": None, "reason": "too short", "undefined": True})
+        if (s.checkpoint, s.example_id) == ("dpo", "e01")
+        else s
+        for s in run.scores
+    ]
+    found = replace(run, scores=spoiled).compared()
+    assert found.gaps == ()
+    assert found.unknown == ("s, acc, dpo: 1 of 6 values missing (1 x too short)",)
+    assert (result(found, "dpo").estimate.n, result(found, "dpo").estimate.missing) == (5, 1)
+    gone = [s for s in spoiled if (s.checkpoint, s.example_id) != ("dpo", "e02")]
+    both = replace(run, scores=gone).compared()
+    assert both.gaps == ("s, acc, dpo: 1 of 6 values missing (1 x no score recorded)",)
+    assert both.unknown == found.unknown
+
+
 def test_observation_missing_on_both_sides_is_counted_once() -> None:
     run = records()
     spoiled = [

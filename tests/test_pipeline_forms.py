@@ -45,6 +45,7 @@ from harness.types import (
     Loadable,
     Sampling,
     Status,
+    SuiteCard,
 )
 
 Row = Callable[[int, str, str], dict[str, Any]]
@@ -173,8 +174,32 @@ def test_report_invents_nothing_about_recorded_answers(tmp_path: Path, tbpo: Tbp
         assert text.count("not seen (file ") == len(files)
 
 
+def card(sampling: Sampling | None, **changes: Any) -> SuiteCard:
+    values: dict[str, Any] = {
+        "name": "own",
+        "version": 1,
+        "title": "Own",
+        "content_sha256": "c",
+        "examples": 1,
+        "sampling": sampling,
+        "metrics": [],
+        "judges": [],
+        "primary": [],
+        "has_reference": False,
+        "licence": "CC0-1.0",
+    }
+    return SuiteCard.model_validate(values | changes)
+
+
+def test_sampling_tells_what_differs_and_where_nothing_is_asked() -> None:
+    warm = card(Sampling(temperature=0.7, max_tokens=9), temperatures={"math": 0.0})
+    told = sampling_text(warm, [in_form(Form.WEIGHTS, "a")])
+    assert told == "temperature 0.7 (math 0), top-p 1, at most 9 tokens, 1 answer a prompt"
+    assert sampling_text(card(None), []) == "nothing is asked: given answers are read"
+
+
 @pytest.mark.parametrize(
-    ("forms", "sampling"),
+    ("forms", "told"),
     [
         ([Form.WEIGHTS], "greedy, top-p 1, at most 9 tokens, 2 answers a prompt"),
         ([Form.ENDPOINT], "greedy, top-p 1, at most 9 tokens, 2 answers a prompt"),
@@ -185,10 +210,11 @@ def test_report_invents_nothing_about_recorded_answers(tmp_path: Path, tbpo: Tbp
         ),
     ],
 )
-def test_sampling_is_told_of_what_was_sampled(forms: list[Form], sampling: str) -> None:
+def test_sampling_is_told_of_what_was_sampled(forms: list[Form], told: str) -> None:
     checkpoints = [in_form(form, name) for name, form in zip("ab", forms, strict=False)]
-    found = sampling_text(Sampling(temperature=0.0, max_tokens=9, samples=2), checkpoints)
-    assert found == sampling
+    sampling = Sampling(temperature=0.0, max_tokens=9, samples=2)
+    found = sampling_text(card(sampling), checkpoints)
+    assert found == told
 
 
 def in_form(form: Form, name: str = "a") -> Loadable:
@@ -326,8 +352,10 @@ def test_recorded_prompts_are_asked_of_weights(
     fake_weights(monkeypatch)
     files: dict[str, Path | str] = {"base": given / "base", **write_models(tmp_path, alpaca_eval)}
     words = run_words(files, tmp_path / "run")
-    refused(tbpo(*words), "2 prompts are longer than 0 tokens")
-    assert tbpo(*words, "--max-model-len", "2048")[0] == 0
+    refused(tbpo(*words, "--max-model-len", "1024"), "2 prompts are longer than 0 tokens")
+    # Where nobody names a context, it is what the prompts need.
+    assert tbpo(*words)[0] == 0
+    assert 1024 < FakeEngine.settings_seen[0].max_model_len < 2048
     comparison = compare_run(tmp_path / "run")
     assert metric(comparison, "tokens", "base").n == len(QUESTIONS)
     assert metric(comparison, "tokens", "a").n == 0
@@ -337,11 +365,16 @@ def test_recorded_prompts_are_asked_of_weights(
         assert "1 answer a prompt; a and b as recorded" in text
 
 
-def test_second_turns_are_not_asked_of_weights(given: Path, tmp_path: Path, tbpo: Tbpo) -> None:
+def test_second_turns_are_asked_of_weights_behind_their_own_answers(
+    given: Path, tmp_path: Path, tbpo: Tbpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_weights(monkeypatch)
     files: dict[str, Path | str] = dict(write_models(tmp_path, mt_bench, both(mt_bench_question)))
     words = run_words(files | {"base": given / "base"}, tmp_path / "run")
-    refused(tbpo(*words), "'base' cannot be asked 2 prompts of suite 'outputs' (first: 81/2)")
-    assert not (tmp_path / "run").exists()
+    assert tbpo(*words, "--max-model-len", "2048", "--max-tokens", "16")[0] == 0
+    comparison = compare_run(tmp_path / "run")
+    assert metric(comparison, "tokens", "base").n == 2 * len(QUESTIONS)
+    assert comparison.gaps == ()
 
 
 @pytest.mark.usefixtures("no_models")

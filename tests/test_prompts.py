@@ -175,10 +175,10 @@ def test_prompts_too_long_are_named_and_counted(
 ) -> None:
     checkpoint = held(tmp_path)
     asked = make_suite("own", make_examples(5), max_tokens=answer)
-    prompts = {f"e{i:02d}": tuple(range(11 + i)) for i in range(5)}
-    check_lengths(prompts, asked, checkpoint, max_model_len=answer + 15)
+    lengths = {f"e{i:02d}": 11 + i for i in range(5)}
+    check_lengths(lengths, asked, checkpoint, max_model_len=answer + 15)
     with pytest.raises(InputError, match=f"checkpoint 'sft', suite own: {message}") as found:
-        check_lengths(prompts, asked, checkpoint, max_model_len=allowed)
+        check_lengths(lengths, asked, checkpoint, max_model_len=allowed)
     assert "does not fit" not in message or "Raise" not in str(found.value)
 
 

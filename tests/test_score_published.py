@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from metric_records import SHARED
-from test_recorded_published import LEVELS, accuracy, files, ifeval_suite, needs, published
+from recorded_files import write_jsonl
+from rouge_score.rouge_scorer import RougeScorer
+from test_recorded_published import LEVELS, accuracy, files, needs, published
 
 from harness.files import json_lines
 from harness.metrics import instructions
 from harness.scoring import score_outputs
+from harness.suites import load_suites
 
-IFEVAL = SHARED / "ifeval"
+IFEVAL, TLDR = SHARED / "ifeval", SHARED / "tldr"
 
 GPT_4O, GPT_4 = "gpt-4o-mini-2024-07-18", "gpt4_20231107_145030"
 LLAMA = "hugging-quants__Meta-Llama-3.1-8B-Instruct-AWQ-INT4"
@@ -62,14 +67,14 @@ def accuracies(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 @pytest.mark.slow
 @needs(IFEVAL)
 @pytest.mark.parametrize("path", files(IFEVAL, "results_*"))
-def test_ifeval_accuracies(path: Path, tmp_path: Path) -> None:
+def test_ifeval_accuracies(path: Path) -> None:
     """All four in scores.csv; without NLTK's sentence model, those of what can be checked."""
     stated = published(path)
     model = stated["model"]
     rows = [row for _, row in json_lines(path)]
-    ifeval_suite(tmp_path)
-    found = score_outputs(str(tmp_path / "ifeval.yaml"), path)
-    estimates = {r.metric.key.removeprefix("ifeval_"): r.estimate for r in found.metrics}
+    found = score_outputs("ifeval", path, data={"ifeval": IFEVAL / "input_data.jsonl"})
+    own = [r for r in found.metrics if r.metric.key.startswith("ifeval_")]
+    estimates = {r.metric.key.removeprefix("ifeval_"): r.estimate for r in own}
     checked = [row for row in rows if checkable(row)]
 
     assert found.answers.present == len(rows)
@@ -95,3 +100,26 @@ def test_the_responses_named_do_differ() -> None:
         for place, verdicts in enumerate(zip(row["strict"], row["loose"], strict=True))
     }
     assert [case for case, own in OURS.items() if published_verdicts[case] == own] == []
+
+
+@pytest.mark.slow
+@needs(TLDR)
+def test_tldr_summaries(tmp_path: Path) -> None:
+    """ROUGE and length ratio of the recorded summaries, against the rouge-score package itself."""
+    rows = {row["prompt"]: row for _, row in json_lines(TLDR / "judged_pairs.jsonl")}
+    answers = [{"prompt": p, "output": row["model_summary"]} for p, row in rows.items()]
+    path = write_jsonl(tmp_path / "ppo.jsonl", answers)
+    copy = {"tldr": TLDR / "judged_pairs.jsonl"}
+    asked = load_suites(["tldr"], data=copy)[0].examples
+    found = score_outputs("tldr", path, data=copy)
+    assert (found.answers.present, found.answers.expected) == (200, 200)
+    estimates = {r.metric.key: r.estimate for r in found.metrics}
+
+    scorer = RougeScorer(["rouge1", "rouge2"], use_stemmer=True)
+    pairs = [(e.reference or "", rows[e.messages[-1].content]["model_summary"]) for e in asked]
+    scores = [scorer.score(reference, summary) for reference, summary in pairs]
+    for key in ("rouge1", "rouge2"):
+        expected = np.mean([score[key].fmeasure for score in scores])
+        assert estimates[key].value == pytest.approx(expected, abs=1e-12)
+    ratios = [len(re.findall(r"\w+", s)) / len(re.findall(r"\w+", r)) for r, s in pairs]
+    assert estimates["length_ratio"].value == pytest.approx(np.mean(ratios), abs=1e-12)

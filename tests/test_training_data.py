@@ -16,6 +16,7 @@ from tiny_checkpoints import SPECIAL, save_sentencepiece, save_tokenizer
 from harness.adapters.embedded import SMOLLM2
 from harness.errors import CheckpointError, DataError, InputError
 from harness.files import cache_root, sha256_file
+from harness.preference_rows import MalformedRowError, UnusablePairError, parse_row
 from harness.prompts import end_of_turn, load_tokenizer, render
 from harness.training import sources
 from harness.training.data import (
@@ -28,7 +29,6 @@ from harness.training.data import (
     split_holdout,
     tokenize_pair,
 )
-from harness.training.formats import MalformedRowError, UnusablePairError, parse_row
 from harness.types import Message, Role
 
 Row = dict[str, Any]

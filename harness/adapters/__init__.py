@@ -34,7 +34,7 @@ BY_SUFFIX = {
 }
 
 
-ALWAYS = frozenset({"name", "source", "method", "adapter", "training_logs"})
+ALWAYS = frozenset({"name", "source", "method", "adapter", "training_logs", "training_data"})
 """Fields of a checkpoint's spec that mean something for every form."""
 
 USED = {

@@ -18,10 +18,25 @@ UNEXPLAINED = "no reason given"
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of one checkpoint: the values there are, and why others are not there."""
+    """A metric of one checkpoint: the values there are, and why others are not there.
+
+    Attributes:
+        undefined: those that are not there because the metric has no value for such an answer.
+    """
 
     values: Mapping[Key, Weighted]
     lacking: Mapping[Key, str]
+    undefined: frozenset[Key] = frozenset()
+
+    @property
+    def missing(self) -> dict[Key, str]:
+        """The gaps: what could be there and is not."""
+        return {key: why for key, why in self.lacking.items() if key not in self.undefined}
+
+    @property
+    def without(self) -> dict[Key, str]:
+        """What has no value by the metric's own definition."""
+        return {key: why for key, why in self.lacking.items() if key in self.undefined}
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,8 @@ def _column(found: Mapping[Key, Score], expected: set[Key], unanswered: set[Answ
     for answer in unanswered:
         if (answer[0], None) not in lacking:
             lacking[answer] = NOT_GENERATED
-    return Column(values, lacking)
+    undefined = frozenset(key for key, score in found.items() if score.undefined)
+    return Column(values, lacking, undefined & lacking.keys())
 
 
 def _reason(score: Score | None) -> str:
@@ -104,7 +120,7 @@ def out_of_reach(run: AlignedRun, table: Table, name: str) -> bool:
     cannot be had, and the values stay a gap.
     """
     column = table.columns[name]
-    reasons = set(column.lacking.values()) - {NOT_GENERATED}
+    reasons = set(column.missing.values()) - {NOT_GENERATED}
     stated = bool(reasons) and not reasons & {ABSENT, UNEXPLAINED}
     held = run.forms[name] is Form.WEIGHTS
     return stated and not (held or table.primary or column.values)

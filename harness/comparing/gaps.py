@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from harness.alignment import AlignedRun
 from harness.comparing.columns import Table, out_of_reach
+from harness.stats.bootstrap import Key
 from harness.types import Judgment, Outcome, Status
 
 
@@ -36,24 +37,28 @@ def _score_gaps(run: AlignedRun, table: Table) -> Iterator[str]:
         yield f"{table.suite}, {table.metric.key}: no score for any checkpoint"
         return
     for name, column in table.columns.items():
-        if column.lacking and not out_of_reach(run, table, name):
-            yield _lack(table, name)
+        if column.missing and not out_of_reach(run, table, name):
+            yield _lack(table, name, column.missing)
 
 
-def _lack(table: Table, name: str) -> str:
+def _lack(table: Table, name: str, lacking: Mapping[Key, str]) -> str:
     column = table.columns[name]
     total = len(column.values.keys() | column.lacking.keys())
     return (
-        f"{table.suite}, {table.metric.key}, {name}: {len(column.lacking)} of {total} "
-        f"values missing ({_counted(column.lacking.values())})"
+        f"{table.suite}, {table.metric.key}, {name}: {len(lacking)} of {total} "
+        f"values missing ({_counted(lacking.values())})"
     )
 
 
 def unknown(run: AlignedRun, tables: Sequence[Table]) -> Iterator[str]:
-    """Yield what the form of a checkpoint lets nobody know, with the reasons."""
+    """Yield what nobody can know of a checkpoint in its form, or of such answers, with reasons."""
     if run.manifest.status == Status.COMPLETE:
         for table in tables:
-            yield from (_lack(table, n) for n in table.columns if out_of_reach(run, table, n))
+            for name, column in table.columns.items():
+                if out_of_reach(run, table, name):
+                    yield _lack(table, name, column.lacking)
+                elif column.without:
+                    yield _lack(table, name, column.without)
 
 
 def _counted(reasons: Iterable[str]) -> str:

@@ -121,10 +121,44 @@ class Engine(Protocol):
         ...
 
 
+class TokenReading(Record):
+    """What an engine gives the tokens of a sequence, from some place on.
+
+    Attributes:
+        logprobs: log-probability of each token given those before it, nats.
+        likeliest: whether no other token was likelier in its place.
+    """
+
+    logprobs: tuple[float, ...]
+    likeliest: tuple[bool, ...]
+
+
 @runtime_checkable
 class ReadableEngine(Protocol):
     """An engine whose log-probabilities of given tokens can be read, to prove what it holds."""
 
     def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log-probabilities, nats, of each sequence's tokens but the first."""
+        ...
+
+
+@runtime_checkable
+class RankedEngine(Protocol):
+    """An engine that can also tell whether given tokens are the ones it would have taken."""
+
+    def token_readings(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[TokenReading]:
+        """Return the readings of each sequence's tokens from its place in ``starts`` on.
+
+        Sequences with the same beginning are read faster where they stand side by side.
+
+        Args:
+            sequences: token ids, at most ``max_model_len`` less one of each.
+            starts: places counted from 0, each at least 1: the first token follows nothing.
+
+        Raises:
+            InputError: the checkpoint that is held cannot be read so.
+            EngineError: the engine failed.
+        """
         ...

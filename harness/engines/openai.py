@@ -81,6 +81,8 @@ def chat_body(request: Request, model: str, top_logprobs: int) -> dict[str, Any]
         "seed": request.seed,
         "n": 1,
     }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
     return body | ({"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from harness.engines import TokenReading
 from harness.engines.batching import batches
 from harness.engines.loading import best_device, load_model, release_memory
 from harness.errors import EngineError
@@ -88,6 +89,23 @@ class TokenReader:
             logits = self.log_probabilities(states[places])
             found += logits.gather(-1, targets).squeeze(-1).tolist()
         return found
+
+    def token_readings(self, items: Sequence[Continuation]) -> Iterator[tuple[str, TokenReading]]:
+        """Yield (key, readings of the answer's tokens) for every item."""
+        for batch in _batches(items, self.budget):
+            states = self.states(batch)
+            for row, item in enumerate(batch):
+                yield item.key, self._reading(item, states[row])
+
+    def _reading(self, item: Continuation, states: Any) -> TokenReading:
+        logprobs: list[float] = []
+        likeliest: list[bool] = []
+        for places, targets in _chunks(item, states.device):
+            every = self.log_probabilities(states[places])
+            taken = every.gather(-1, targets)
+            logprobs += taken.squeeze(-1).tolist()
+            likeliest += (every.amax(-1, keepdim=True) <= taken).squeeze(-1).tolist()
+        return TokenReading(logprobs=tuple(logprobs), likeliest=tuple(likeliest))
 
     def divergences(
         self, base: TokenReader, items: Sequence[Continuation]

@@ -6,7 +6,7 @@ depend on its own logits and its own request's seed, and not on the other rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,7 @@ class Row:
         limit: most tokens of the answer.
         ends: tokens that end it.
         watched: whether statistics are kept.
+        meets_stop: whether the tokens so far hold a text at which the answer is to stop.
     """
 
     request: Request
@@ -35,6 +36,8 @@ class Row:
     watched: bool
     tokens: list[int] = field(default_factory=list)
     steps: list[tuple[float, float, float]] = field(default_factory=list)
+    meets_stop: Callable[[Sequence[int]], bool] | None = None
+    met_stop: bool = False
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.request.seed)
@@ -47,7 +50,7 @@ class Row:
     @property
     def done(self) -> bool:
         """Whether no token is to follow."""
-        return self.stopped or len(self.tokens) >= self.limit
+        return self.stopped or self.met_stop or len(self.tokens) >= self.limit
 
     def extend(self, logits: Floats) -> int:
         """Choose the next token from (V,) logits, keep it with its statistics, and return it."""
@@ -55,6 +58,8 @@ class Row:
         if self.watched:
             self._watch(row_step(logits, np.empty_like(logits)), token)
         self.tokens.append(token)
+        if self.meets_stop is not None:
+            self.met_stop = self.meets_stop(self.tokens)
         return token
 
     def _watch(self, step: Step, token: int) -> None:
@@ -67,7 +72,9 @@ class Row:
         return Completion(
             key=self.request.key,
             text=text,
-            finish_reason=FinishReason.STOP if self.stopped else FinishReason.LENGTH,
+            finish_reason=(
+                FinishReason.STOP if self.stopped or self.met_stop else FinishReason.LENGTH
+            ),
             tokens=len(self.tokens),
             prompt_tokens=len(self.request.prompt),
             token_ids=tuple(self.tokens),

@@ -147,7 +147,7 @@ def _gpus() -> tuple[int, float]:
 
 
 def default_settings(
-    model: ModelFacts, wanted: int | None, *, spread: bool = True
+    model: ModelFacts, wanted: int | None, *, spread: bool = True, needed: int = 0
 ) -> EngineSettings:
     """Return settings that fit the hardware: small batches on a CPU, large ones on a GPU.
 
@@ -155,6 +155,7 @@ def default_settings(
         model: what is to be held.
         wanted: the user's ``max_model_len``, if any.
         spread: the engine can use several GPUs.
+        needed: longest prompt plus answer that is known of, in tokens.
 
     Raises:
         InputError: more is wanted than the model can take.
@@ -165,12 +166,12 @@ def default_settings(
         )
     gpus, memory = (0, 0.0) if is_cpu_build() else _gpus()
     if not gpus:
-        length = wanted or min(model.context, 1024)
+        length = wanted or min(model.context, max(1024, needed))
         cache = cpu_cache_gib(model, length, CPU_SEQUENCES, total_memory_gib())
         return EngineSettings(max_model_len=length, kv_cache_gib=cache)
     tensor, data = gpu_layout(model, gpus, memory) if spread else (1, 1)
     return EngineSettings(
-        max_model_len=wanted or min(model.context, 4096),
+        max_model_len=wanted or min(model.context, max(4096, needed)),
         max_num_seqs=256,
         chunk=4096,
         tensor_parallel_size=tensor,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.engines import Completion, Failure, Request
+from harness.engines import Completion, Failure, Request, TokenReading
 from harness.engines.loading import best_device, load_model, release_memory
 from harness.engines.reference import Continuation, TokenReader
 from harness.engines.settings import GIB, EngineSettings, cache_bytes
@@ -87,6 +87,18 @@ class TransformersEngine:
             found = dict(TokenReader(self._model).token_logprobs(items))
         return [found[item.key] for item in items]
 
+    def token_readings(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[TokenReading]:
+        """Return the readings of each sequence's tokens from its place in ``starts`` on."""
+        items = [
+            Continuation(key=str(place), prompt=tuple(ids[:start]), answer=tuple(ids[start:]))
+            for place, (ids, start) in enumerate(zip(sequences, starts, strict=True))
+        ]
+        with self._working("reading given tokens"):
+            found = dict(TokenReader(self._model).token_readings(items))
+        return [found[item.key] for item in items]
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion | Failure]:
         """Yield one reply a request, batch by batch; batches depend on ``requests`` alone.
 
@@ -120,7 +132,18 @@ class TransformersEngine:
 
         room = self.settings.max_model_len - len(request.prompt)
         limit = min(request.sampling.max_tokens, room)
-        return Row(request, limit, self._ends, self.settings.entropy)
+        meets = self._meets_stop(request) if request.sampling.stop else None
+        return Row(request, limit, self._ends, self.settings.entropy, meets_stop=meets)
+
+    def _meets_stop(self, request: Request) -> Callable[[Sequence[int]], bool]:
+        """Return what tells whether tokens of an answer hold one of the request's stop texts."""
+
+        def meets(tokens: Sequence[int]) -> bool:
+            answer = tokens[:-1] if tokens[-1] in self._ends else tokens
+            text = self._answer_text(request, answer)
+            return any(stop in text for stop in request.sampling.stop)
+
+        return meets
 
     def _decode(self, rows: Sequence[Row]) -> None:
         """Let ``generate`` fill the rows of one batch."""
@@ -139,20 +162,28 @@ class TransformersEngine:
         )
 
     def _text(self, row: Row) -> str:
-        """Return an answer as it follows its prompt, without special tokens and its end.
+        """Return an answer as it follows its prompt, up to its end or the first stop text."""
+        answer = row.tokens[:-1] if row.stopped else row.tokens
+        text = self._answer_text(row.request, answer)
+        stops = [text.find(stop) for stop in row.request.sampling.stop if stop in text]
+        return text[: min(stops)] if stops else text
+
+    def _answer_text(self, request: Request, answer: Sequence[int]) -> str:
+        """Return the text of an answer's tokens; special ones only where texts to stop at are set.
 
         Decoded behind the prompt, because SentencePiece vocabularies drop a text's first space;
         bytes at the end that are no whole character yet are left out. vLLM's stream does both.
         """
-        answer = row.tokens[:-1] if row.stopped else row.tokens
-        before = self._decoded(row.request.prompt)
-        both = self._decoded((*row.request.prompt, *answer))
-        text = both[len(before) :] if both.startswith(before) else self._decoded(answer)
-        return text.rstrip(SPOILED)
+        special = bool(request.sampling.stop)
+        before = self._decoded(request.prompt, special)
+        both = self._decoded((*request.prompt, *answer), special)
+        if both.startswith(before):
+            return both[len(before) :].rstrip(SPOILED)
+        return self._decoded(answer, special).rstrip(SPOILED)
 
-    def _decoded(self, ids: Sequence[int]) -> str:
+    def _decoded(self, ids: Sequence[int], special: bool = False) -> str:
         text = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return str(text)
 

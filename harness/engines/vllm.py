@@ -13,8 +13,10 @@ from harness.engines import (
     TOP_P_KEY,
     Completion,
     Request,
+    TokenReading,
     TokenStatistics,
 )
+from harness.engines.ranks import no_ranks, read_tokens
 from harness.engines.settings import GIB, EngineSettings
 from harness.errors import EngineDiedError, EngineError, InputError
 from harness.processor import is_cpu_build
@@ -175,6 +177,24 @@ class VllmEngine:
         self.reset()
         return [_prompt_row(out) for out in outputs]
 
+    def token_readings(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[TokenReading]:
+        """Return the readings of each sequence's tokens from its place in ``starts`` on.
+
+        Raises:
+            InputError: an unmerged LoRA is held: vLLM gives no ranks beside one.
+            EngineDiedError: vLLM failed.
+        """
+        assert self._held is not None
+        if self._held.lora is not None:
+            raise no_ranks(self._held)
+        self.reset()
+        with _engine_errors("reading given tokens"):
+            found = read_tokens(self._llm, sequences, starts)
+        self.reset()
+        return found
+
     def _forced_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Read the same through decoding: vLLM's prompt log-probabilities fail beside a LoRA."""
         from vllm import SamplingParams
@@ -310,6 +330,10 @@ def sampling_params(request: Request, *, own_top_p: bool) -> Any:
         top_p=top_p,
         max_tokens=sampling.max_tokens,
         seed=request.seed if sampling.temperature > 0 else None,
+        stop=list(sampling.stop),
+        # vLLM compares stop texts with an answer's text, in which skipped tokens are not.
+        skip_special_tokens=not sampling.stop,
+        spaces_between_special_tokens=not sampling.stop,
         extra_args=extra,
     )
 

@@ -49,6 +49,9 @@ def answer(engine: VllmEngine, command: dict[str, Any]) -> Iterator[dict[str, An
             yield {"done": engine.load(Loadable.model_validate(command["checkpoint"]))}
         case "prompt_logprobs":
             yield {"done": engine.prompt_logprobs(command["sequences"])}
+        case "token_readings":
+            found = engine.token_readings(command["sequences"], command["starts"])
+            yield {"done": [reading.model_dump(mode="json") for reading in found]}
         case "generate":
             requests = [Request.model_validate(r) for r in command["requests"]]
             for reply in engine.generate(requests):

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from harness.engines import Completion, Request
+from harness.engines import Completion, Request, TokenReading
 from harness.engines.environment import engine_environment, usable_cores
 from harness.engines.readings import rms
 from harness.engines.settings import EngineSettings
@@ -217,6 +217,29 @@ class VllmWorkers:
             raise EngineError("the workers of a data-parallel engine give different readings")
         self._refuse_stale(readings)
         return found
+
+    def token_readings(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[TokenReading]:
+        """Return the readings of each sequence's tokens from its place in ``starts`` on.
+
+        Each worker reads a part of the sequences that stand side by side.
+
+        Raises:
+            InputError: an unmerged LoRA is held: vLLM gives no ranks beside one.
+            EngineDiedError: a worker ended or its engine failed; all are ended.
+        """
+        size = -(-len(sequences) // max(1, len(self.workers)))
+        shares = [slice(i * size, (i + 1) * size) for i in range(len(self.workers))]
+
+        def read(worker: Worker) -> Any:
+            share = shares[self.workers.index(worker)]
+            given = [list(s) for s in sequences[share]]
+            return worker.ask("token_readings", sequences=given, starts=list(starts[share]))
+
+        with self._killing_on_error():
+            parts = self._all(read)
+        return [TokenReading.model_validate(one) for part in parts for one in part]
 
     def _refuse_stale(self, readings: list[Any]) -> None:
         """Refuse a worker that reads to the bit what it read before, where another does not."""

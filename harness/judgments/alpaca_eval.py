@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.adapters.recorded.chats import text, whole
-from harness.adapters.recorded.tables import Row, Table
 from harness.judgments.forms import JudgmentForm, RowReader, has, named, number
 from harness.judgments.verdicts import UNKNOWN_ITEM, Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST, ORDER_UNKNOWN
+from harness.tables import Row, Table
 
 DRAW = 0.0
 """How older files write a draw."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.adapters.recorded.chats import identifier
-from harness.adapters.recorded.tables import Row, Table
 from harness.judgments.forms import JudgmentForm, RowReader, named, shown_lengths
 from harness.judgments.mt_bench import judge_name
 from harness.judgments.verdicts import Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST
+from harness.tables import Row, Table
 
 BASELINE = "baseline"
 """Name of the other side where rows do not say it; v0.1's never do."""

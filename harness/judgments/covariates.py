@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.adapters.recorded.tables import read_table
 from harness.errors import DataError, InputError
 from harness.judgments.forms import number
 from harness.judgments.verdicts import UNKNOWN_ITEM
 from harness.stats.bootstrap import FloatArray
 from harness.stats.judged import Judged
+from harness.tables import read_table
 
 if TYPE_CHECKING:
     from harness.stats.length_model import Regulariser

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from harness.adapters.recorded.forms import FileForm
-from harness.adapters.recorded.tables import Row
 from harness.judgments.verdicts import Verdict
+from harness.tables import Row
 
 RowReader = Callable[[Row], Iterable[Verdict]]
 """A row -> its verdicts. ValueError or KeyError where the row is broken."""

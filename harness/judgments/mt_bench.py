@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.adapters.recorded.chats import identifier, whole
-from harness.adapters.recorded.tables import Row, Table
 from harness.judgments.forms import JudgmentForm, RowReader, has, named, shown_lengths
 from harness.judgments.verdicts import Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST
+from harness.tables import Row, Table
 
 WINNERS = {"model_1": 1.0, "model_2": 0.0, "tie": 0.5, "error": None}
 

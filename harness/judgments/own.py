@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from harness.adapters.recorded.tables import Row, Table
 from harness.judgments.forms import JudgmentForm, RowReader, has
 from harness.judgments.verdicts import UNKNOWN_ITEM, Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST
 from harness.stats.winrate import LABELS
 from harness.store import GENERATIONS, read_records
+from harness.tables import Row, Table
 from harness.types import Judgment, OrderedVerdict, Outcome, Shown
 
 ORDERS = {Shown.CANDIDATE_FIRST: CANDIDATE_FIRST, Shown.BASELINE_FIRST: BASELINE_FIRST}

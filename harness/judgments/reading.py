@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.adapters.recorded.forms import recognise, row_of
-from harness.adapters.recorded.tables import Table, read_table
 from harness.errors import InputError
 from harness.judgments.alpaca_eval import ANNOTATIONS, ROWS
 from harness.judgments.arena_hard import ARENA_HARD
@@ -17,6 +16,7 @@ from harness.judgments.own import OWN
 from harness.judgments.summaries import SUMMARIES
 from harness.judgments.verdicts import Judgments, Placed, collect
 from harness.store import JUDGMENTS
+from harness.tables import Table, read_table
 
 FORMS = (OWN, ANNOTATIONS, ROWS, MT_BENCH, ARENA_HARD, SUMMARIES)
 """Known forms; the first that fits a file's first row is taken."""

@@ -14,12 +14,12 @@ import numpy as np
 
 from harness.adapters.recorded.chats import whole
 from harness.adapters.recorded.forms import row_of
-from harness.adapters.recorded.tables import Row
 from harness.errors import DataError, InputError
 from harness.judgments.forms import has, named, number
 from harness.judgments.mt_bench import judge_name, question
 from harness.judgments.reading import JudgmentFile
 from harness.stats.bootstrap import cluster_mean
+from harness.tables import Row
 from harness.types import Estimate, Record
 
 UNPARSED = -1.0

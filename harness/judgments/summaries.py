@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.adapters.recorded.chats import text, whole
-from harness.adapters.recorded.tables import Row, Table
 from harness.judgments.forms import JudgmentForm, RowReader, has, named
 from harness.judgments.verdicts import Verdict
 from harness.stats.judged import BASELINE_FIRST, CANDIDATE_FIRST, ORDER_UNKNOWN
+from harness.tables import Row, Table
 from harness.types import REFERENCE
 
 OURS = "ours"

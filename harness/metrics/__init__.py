@@ -91,8 +91,12 @@ def answer_score(
     *,
     weight: float = 1.0,
     reason: str | None = None,
+    undefined: bool = False,
 ) -> Score:
-    """Return a score about one answer; ``reason`` says why ``value`` is None."""
+    """Return a score about one answer; ``reason`` says why ``value`` is None.
+
+    ``undefined``: the metric has no value for such an answer, which is no gap in the run.
+    """
     return Score(
         checkpoint=answer.checkpoint,
         suite=answer.suite,
@@ -102,11 +106,17 @@ def answer_score(
         value=value,
         weight=weight,
         reason=reason,
+        undefined=undefined,
     )
 
 
 def prompt_score(
-    answer: Generation, metric: str, value: float | None, *, reason: str | None = None
+    answer: Generation,
+    metric: str,
+    value: float | None,
+    *,
+    reason: str | None = None,
+    undefined: bool = False,
 ) -> Score:
     """Return a score about a prompt as a whole, named by any one of its answers."""
     return Score(
@@ -116,4 +126,5 @@ def prompt_score(
         example_id=answer.example_id,
         value=value,
         reason=reason,
+        undefined=undefined,
     )

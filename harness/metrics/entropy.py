@@ -56,7 +56,7 @@ def _values(answer: Generation) -> dict[str, float | None]:
 
 def _score(answer: Generation, key: str, value: float | None) -> Score:
     if answer.tokens == 0:
-        return answer_score(answer, key, None, reason=NO_TOKEN)
+        return answer_score(answer, key, None, reason=NO_TOKEN, undefined=True)
     if value is None:
         return answer_score(answer, key, None, reason=f"nothing reported {REPORTED[key]}")
     return answer_score(answer, key, value)

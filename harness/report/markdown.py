@@ -58,6 +58,7 @@ def markdown(report: Report) -> str:
         *_win_rates(report),
         *_diversity(report),
         *_stability(report),
+        *_contamination(report),
         *_metrics(report),
         *_samples(report.samples),
         *_origin(report),
@@ -72,6 +73,10 @@ def _top(report: Report) -> Iterator[str]:
             f"> - {escape(gap)}" for gap in report.gaps
         )
     yield f"**{escape(report.verdict)}**"
+    if report.contaminated:
+        yield "> [!WARNING]\n> **Training data in the evaluation.**\n" + "\n".join(
+            f"> - {escape(text)}" for text in report.contaminated
+        )
     notes = [report.intervals, *([report.chance] if report.chance else [])]
     yield escape(" ".join(notes))
     yield "## Summary"
@@ -222,6 +227,9 @@ def _diversity(report: Report) -> Iterator[str]:
         yield "No suite of this run measures diversity."
     for block in report.diversity:
         yield from _diversity_block(report, block)
+    if report.quality:
+        yield "### Quality and diversity"
+        yield from map(_figure, report.quality)
 
 
 def _diversity_block(report: Report, block: DiversityBlock) -> Iterator[str]:
@@ -263,6 +271,20 @@ def _seed_cell(cell: SeedCell | None) -> str:
         return "no log"
     spread = f"<br>{cell.spread}" if cell.spread else ""
     return f"{cell.value}{spread}<br><sub>{escape(cell.counts)}</sub>"
+
+
+def _contamination(report: Report) -> Iterator[str]:
+    block = report.contamination
+    if block is None:
+        return
+    yield f"## {escape(block.title)}"
+    yield escape(block.lead)
+    if block.rows:
+        yield table(
+            block.header,
+            [[escape(row.names), escape(row.title), *map(escape, row.cells)] for row in block.rows],
+        )
+    yield "\n".join(f"- {escape(note)}" for note in block.notes)
 
 
 def _metrics(report: Report) -> Iterator[str]:
@@ -370,7 +392,7 @@ def _suite_cards(report: Report) -> str:
             str(c.version),
             c.content_sha256[:12],
             str(c.examples),
-            escape(sampling_text(c.sampling, manifest.checkpoints)),
+            escape(sampling_text(c, manifest.checkpoints)),
             escape(c.licence),
         ]
         for c in manifest.suites

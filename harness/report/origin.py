@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.report.text import clean, joined
-from harness.types import Comparison, EngineCard, Form, Loadable, RunManifest, Sampling
+from harness.types import Comparison, EngineCard, Form, Loadable, RunManifest, SuiteCard
 
 Facts = list[tuple[str, str]]
 
@@ -55,17 +55,21 @@ def counts(manifest: RunManifest) -> Facts:
     ]
 
 
-def sampling_text(sampling: Sampling, checkpoints: Sequence[Loadable]) -> str:
+def sampling_text(card: SuiteCard, checkpoints: Sequence[Loadable]) -> str:
     """Return how a suite's answers were sampled, in words.
 
     A suite's parameters are those of the checkpoints that were asked; recorded answers were
     sampled as their makers chose.
     """
+    sampling = card.sampling
+    if sampling is None:
+        return "nothing is asked: given answers are read"
     samples = f"{sampling.samples} {'answer' if sampling.samples == 1 else 'answers'} a prompt"
     recorded = [c.spec.name for c in checkpoints if c.form is Form.RECORDED]
     if recorded and len(recorded) == len(checkpoints):
         return f"as recorded, {samples}"
     how = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}"
+    how += "".join(f" ({clean(n)} {value:g})" for n, value in card.temperatures.items())
     asked = f"{how}, top-p {sampling.top_p:g}, at most {sampling.max_tokens} tokens, {samples}"
     return f"{asked}; {clean(joined(recorded))} as recorded" if recorded else asked
 

@@ -333,4 +333,4 @@ def _token_limit(lookup: Lookup, card: SuiteCard) -> str:
     forms = {c.form for c in lookup.comparison.manifest.checkpoints}
     if Form.RECORDED in forms:
         return "a token limit"
-    return counted(card.sampling.max_tokens, "token")
+    return counted(card.sampling.max_tokens, "token") if card.sampling else "a token limit"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.report.charts import DiversityBlock, Plot, diversity_blocks, win_rate_plot
+from harness.report.charts import (
+    DiversityBlock,
+    Plot,
+    diversity_blocks,
+    quality_plots,
+    win_rate_plot,
+)
+from harness.report.contamination import OverlapBlock, overlap_block, report_warnings
 from harness.report.figures import svg
 from harness.report.judges import panel_lines
 from harness.report.lookup import Lookup
@@ -55,7 +62,10 @@ class Report:
     judges: tuple[tuple[JudgeBlock, Plot | None], ...]
     panels: tuple[str, ...]
     diversity: tuple[DiversityBlock, ...]
+    quality: tuple[Plot, ...]
     stability: StabilityBlock | None
+    contamination: OverlapBlock | None
+    contaminated: tuple[str, ...]
     suites: tuple[SuiteTables, ...]
     samples: tuple[Sample, ...]
     limits: tuple[str, ...]
@@ -74,6 +84,7 @@ class Report:
     def figures(self) -> dict[str, str]:
         """Return every figure as a stand-alone SVG document, by file stem."""
         plots = [plot for _, plot in self.judges] + [block.plot for block in self.diversity]
+        plots += self.quality
         drawn = {plot.chart.stem: svg(plot.chart) for plot in plots if plot is not None}
         if self.stability is not None and self.stability.traces:
             drawn[STEM] = stability_svg(self.stability)
@@ -96,7 +107,10 @@ def build(comparison: Comparison) -> Report:
         judges=tuple((block, win_rate_plot(lookup, block, style)) for block in blocks),
         panels=panel_lines(lookup),
         diversity=diversity_blocks(lookup, style),
+        quality=quality_plots(lookup, blocks, style),
         stability=stability_block(comparison, style),
+        contamination=overlap_block(comparison),
+        contaminated=report_warnings(comparison),
         suites=tuple(suite_tables(lookup, card) for card in comparison.manifest.suites),
         samples=tuple(_sample(lookup, sample) for sample in comparison.samples),
         limits=tuple(limits(lookup)),

@@ -12,8 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from harness.errors import CheckpointError, DataError, InputError
-from harness.prompts import answer_ids, check_bos, end_of_turn, render
-from harness.training.formats import (
+from harness.preference_rows import (
     MalformedRowError,
     Pair,
     SkipReason,
@@ -21,6 +20,7 @@ from harness.training.formats import (
     UnusablePairError,
     parse_row,
 )
+from harness.prompts import answer_ids, check_bos, end_of_turn, render
 from harness.training.sources import Source, resolve_source, source_identity
 from harness.types import Role
 
@@ -118,7 +118,7 @@ def read_pairs(sources: Iterable[str | Path], skips: Skips) -> list[Pair]:
     """Read preference pairs from files and hub data sets, in order.
 
     Sources are those of ``harness.training.sources.resolve_source``, rows those of
-    ``harness.training.formats``. Rows that make no pair are counted in ``skips``.
+    ``harness.preference_rows``. Rows that make no pair are counted in ``skips``.
 
     Raises:
         DataError: a row is not JSON, or in none of the formats (file and line are named).

@@ -13,6 +13,14 @@ from harness.types.comparison import (
     SampleAnswers,
     WinRate,
 )
+from harness.types.contamination import (
+    Contamination,
+    DataOverlap,
+    Overlap,
+    OverlapKind,
+    OverlapParameters,
+    SuiteOverlap,
+)
 from harness.types.judging import (
     BradleyTerry,
     JudgeAgreement,
@@ -82,8 +90,10 @@ __all__ = [
     "CheckpointSpec",
     "CheckpointStability",
     "Comparison",
+    "Contamination",
     "Corrected",
     "Counts",
+    "DataOverlap",
     "DifferenceTest",
     "Direction",
     "Divergence",
@@ -111,6 +121,9 @@ __all__ = [
     "ModelStrength",
     "OrderedVerdict",
     "Outcome",
+    "Overlap",
+    "OverlapKind",
+    "OverlapParameters",
     "Probability",
     "Record",
     "Role",
@@ -128,6 +141,7 @@ __all__ = [
     "SuiteCard",
     "SuiteExample",
     "SuiteJudge",
+    "SuiteOverlap",
     "SuitePanel",
     "SuiteStrengths",
     "TrainingCard",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
+from harness.types.contamination import Contamination
 from harness.types.judging import SuiteJudge, SuitePanel, SuiteStrengths
 from harness.types.records import (
     Counts,
@@ -19,6 +22,10 @@ from harness.types.stability import (
     TrainingCard,
     TrainingStability,
 )
+
+
+def _none(value: tuple[object, ...]) -> bool:
+    return not value
 
 
 class EngineCard(Record):
@@ -39,6 +46,8 @@ class RunManifest(Record):
 
     ``run_key`` hashes everything that decides the results: weight and template hashes, suite
     contents, sampling, seed, engine settings. A folder with another key belongs to another run.
+    ``contamination`` says what the checkpoints' training data hold of the suites; it decides no
+    result, and is empty where no checkpoint's training data are known.
     """
 
     schema_version: Literal[2] = 2
@@ -56,6 +65,8 @@ class RunManifest(Record):
     counts: dict[str, Counts]
     events: tuple[dict[str, Any], ...] = ()
     training: TrainingCard | None = None
+    # Left out of a dump where nothing is known: other manifests keep their form.
+    contamination: tuple[Contamination, ...] = Field(default=(), exclude_if=_none)
 
 
 class DifferenceTest(Record):

@@ -48,6 +48,11 @@ def native_dtype() -> Dtype:
     return Dtype.BFLOAT16 if computes_bfloat16() else Dtype.FLOAT32
 
 
+def unset(value: object) -> bool:
+    """Return whether a field has no value, and is left out of a dump as in older ones."""
+    return value is None
+
+
 class CheckpointSpec(Record):
     """A checkpoint as the user named it.
 
@@ -69,6 +74,8 @@ class CheckpointSpec(Record):
         api_key_env: environment variable that holds an endpoint's key; never the key itself.
         training_logs: where its training logs are, if not beside its weights: a ``.jsonl`` file,
             or a folder with ``seeds/seed-N/train_log.jsonl`` or ``train_log.jsonl``.
+        training_data: the rows that it was trained on, to be looked for in the suites: a file or
+            a hub data set (``owner/name[:split]``), several with ``+`` between them.
     """
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w][\w.+-]*$")
@@ -83,6 +90,8 @@ class CheckpointSpec(Record):
     model: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     training_logs: str | None = Field(default=None, min_length=1)
+    # Left out of a dump where it is None: manifests of other runs keep their form.
+    training_data: str | None = Field(default=None, min_length=1, exclude_if=unset)
 
 
 class Form(StrEnum):
@@ -138,13 +147,24 @@ class Loadable(Record):
         return self.spec.dtype if self.form is Form.WEIGHTS else None
 
 
+def _empty(value: tuple[object, ...]) -> bool:
+    return not value
+
+
 class Sampling(Record):
-    """Sampling parameters of a suite; ``temperature`` 0 is greedy decoding."""
+    """Sampling parameters of a suite; ``temperature`` 0 is greedy decoding.
+
+    Attributes:
+        stop: texts at whose first occurrence an answer ends; they are no part of it. Special
+            tokens stay in an answer's text where there are any, for a text to stop at may be one.
+    """
 
     temperature: float = Field(ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(ge=1)
     samples: int = Field(default=1, ge=1)
+    # Left out of a dump where empty: requests without it keep their hash.
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_empty)
 
 
 class Instruction(Record):
@@ -189,6 +209,32 @@ class Example(Record):
     expected: Expected | None = None
     # Left out of a dump where it is None: the content of other suites keeps its hash.
     unit: str | None = Field(default=None, exclude_if=_absent)
+
+
+class PromptStyle(StrEnum):
+    """How a prompt is put to a model: in its chat template, or as it stands."""
+
+    CHAT = "chat"
+    PLAIN = "plain"
+
+
+def is_chat(value: object) -> bool:
+    """Return whether a style is the usual one, which a dump leaves out."""
+    return value is PromptStyle.CHAT
+
+
+class DataUsed(Record):
+    """The file that a suite's examples were read from, where it does not come with the suite.
+
+    Attributes:
+        source: hub data set, file and commit; address; or the name of the user's own file.
+        rows: of the file. left_out: rows that became no example, by reason.
+    """
+
+    source: str
+    sha256: str
+    rows: int
+    left_out: dict[str, int] = Field(default_factory=dict)
 
 
 class SuiteExample(Record):
@@ -241,11 +287,17 @@ class Generation(Record):
     token_ids: tuple[int, ...] | None = None
 
 
+def _false(value: object) -> bool:
+    return value is False
+
+
 class Score(Record):
     """One number about one answer, or about one prompt where ``sample`` is None.
 
     A missing value is None with a ``reason``; it is excluded and counted, never read as zero.
     ``weight`` is the value's share in the mean, such as the number of instructions behind it.
+    ``undefined`` says that everything is there and the metric has no value for such an answer, as
+    n-grams of an answer of fewer words: that is no gap in the run.
     """
 
     checkpoint: str
@@ -256,6 +308,7 @@ class Score(Record):
     value: float | None
     weight: float = Field(default=1.0, gt=0.0)
     reason: str | None = None
+    undefined: bool = Field(default=False, exclude_if=_false)
 
 
 class Outcome(StrEnum):
@@ -276,11 +329,6 @@ class Shown(StrEnum):
 
     CANDIDATE_FIRST = "candidate_first"
     BASELINE_FIRST = "baseline_first"
-
-
-def unset(value: object) -> bool:
-    """Return whether a field has no value, and is left out of a dump as in older ones."""
-    return value is None
 
 
 def _no(value: bool) -> bool:
@@ -306,10 +354,6 @@ class OrderedVerdict(Record):
     attempts: int = Field(default=1, ge=0)
     reason: str | None = None
     unanswered: bool = Field(default=False, exclude_if=_no)
-
-
-def _empty(value: tuple[object, ...]) -> bool:
-    return not value
 
 
 class Judgment(Record):
@@ -431,20 +475,38 @@ class JudgeInfo(Record):
         return found is not None and (found.low is None or found.low <= 0.5)
 
 
+def _nothing(value: object) -> bool:
+    return not value
+
+
 class SuiteCard(Record):
-    """A suite as it was run."""
+    """A suite as it was run.
+
+    Attributes:
+        sampling: None where nothing is asked.
+        temperatures: by subset, where it is another.
+        used: the file that was read, where it does not come with the suite.
+    """
 
     name: str
     version: int
     title: str
     content_sha256: str
     examples: int
-    sampling: Sampling
+    sampling: Sampling | None
     metrics: tuple[MetricInfo, ...]
     judges: tuple[str, ...]
     primary: tuple[str, ...]
     has_reference: bool
     licence: str
+    # Left out of a dump where unset: manifests of suites that do without stay as they were.
+    temperatures: dict[str, float] = Field(default_factory=dict, exclude_if=_nothing)
+    used: DataUsed | None = Field(default=None, exclude_if=unset)
+
+    @property
+    def samples(self) -> int:
+        """Answers that are asked for of each prompt."""
+        return 0 if self.sampling is None else self.sampling.samples
 
 
 UNSET = "unset"

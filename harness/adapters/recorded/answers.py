@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from pydantic import Field
 
@@ -68,12 +67,6 @@ class RecordedAnswer(Record):
 def turns(messages: Sequence[Message]) -> Turns:
     """Return the turns of a chat without its system messages and without outer space."""
     return tuple((m.role, m.content.strip()) for m in messages if m.role != Role.SYSTEM)
-
-
-def is_later_question(messages: Sequence[Message]) -> bool:
-    """Return whether a chat goes on from answers of the model's own, which are no part of it."""
-    roles = [message.role for message in messages]
-    return (Role.USER, Role.USER) in pairwise(roles)
 
 
 def prompt_of(messages: Sequence[Message]) -> Turns:

@@ -14,10 +14,10 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from harness.adapters.recorded.answers import RecordedAnswer
 from harness.adapters.recorded.chats import identifier, user
 from harness.adapters.recorded.forms import RecordedForm, RowReader
-from harness.adapters.recorded.tables import Row, Table
 from harness.errors import DataError
 from harness.files import json_lines
 from harness.suites import validation_text
+from harness.tables import Row, Table
 
 QUESTION_FILES = ("question.jsonl", "question.jsonl.gz")
 

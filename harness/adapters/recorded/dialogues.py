@@ -9,7 +9,7 @@ from harness.adapters.recorded.answers import RecordedAnswer
 from harness.adapters.recorded.chats import as_list, chat, identifier, text, whole
 from harness.adapters.recorded.forms import RecordedForm, RowReader
 from harness.adapters.recorded.plain import ANSWERS, IDS, MODELS, SAMPLES, cell, column
-from harness.adapters.recorded.tables import Row, Table
+from harness.tables import Row, Table
 
 
 def _fits(row: Row) -> bool:

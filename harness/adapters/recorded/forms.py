@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from harness.adapters.recorded.answers import RecordedAnswer
-from harness.adapters.recorded.tables import Row, Table
 from harness.errors import DataError, InputError
 from harness.suites import validation_text
+from harness.tables import Row, Table
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from harness.adapters.recorded.answers import RecordedAnswer
 from harness.adapters.recorded.forms import RecordedForm, RowReader
-from harness.adapters.recorded.tables import Row, Table
 from harness.store import EXAMPLES, read_records
+from harness.tables import Row, Table
 from harness.types import FinishReason
 
 

@@ -11,7 +11,7 @@ from harness.adapters.recorded.answers import RecordedAnswer
 from harness.adapters.recorded.chats import as_list, chat, identifier, text
 from harness.adapters.recorded.forms import RecordedForm, RowReader
 from harness.adapters.recorded.plain import IDS, cell
-from harness.adapters.recorded.tables import Row, Table
+from harness.tables import Row, Table
 
 
 class _Sample(BaseModel):

@@ -12,7 +12,7 @@ from typing import Any
 from harness.adapters.recorded.answers import RecordedAnswer
 from harness.adapters.recorded.chats import chat, finish_reason, identifier, text, whole
 from harness.adapters.recorded.forms import RecordedForm, RowReader
-from harness.adapters.recorded.tables import Row, Table
+from harness.tables import Row, Table
 from harness.types import Message
 
 IDS = ("id", "example_id", "uid", "key", "question_id", "prompt_id", "doc_id", "index")

@@ -14,8 +14,8 @@ from harness.adapters.recorded.forms import RecordedForm, RowReader, recognise, 
 from harness.adapters.recorded.generations import GENERATIONS
 from harness.adapters.recorded.lm_eval import LM_EVAL
 from harness.adapters.recorded.plain import ALPACA_EVAL, IFEVAL, PLAIN
-from harness.adapters.recorded.tables import Row, Table, read_table
 from harness.errors import DataError, InputError, unknown_name
+from harness.tables import Row, Table, read_table
 
 FORMS = (GENERATIONS, LM_EVAL, CHOICES, DIALOGUES, ALPACA_EVAL, IFEVAL, PLAIN)
 """Known forms; the first that fits a file's first row is taken."""
