@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli_config import json_option
+from harness.cli_config import data_option, json_option, parse_data
+from harness.errors import InputError
 
 if TYPE_CHECKING:
     from harness.types import DataOverlap, SuiteOverlap
@@ -43,9 +44,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of a prompt's runs in one row that makes it a near-duplicate.",
 )
+@data_option
 @json_option
 def contamination(
-    training: tuple[str, ...], suites: tuple[str, ...], words: int, share: float, as_json: bool
+    training: tuple[str, ...],
+    suites: tuple[str, ...],
+    words: int,
+    share: float,
+    data: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Count the prompts of suites that occur in training data, exactly or nearly.
 
@@ -56,7 +63,12 @@ def contamination(
     from harness.training.known import named_sources
     from harness.types import OverlapParameters
 
-    loaded = load_suites(suites)
+    loaded = load_suites(suites, data=parse_data(data))
+    if not loaded:
+        raise InputError(
+            f"{', '.join(suites)}: no prompts to look for. Name a suite of prompts; those of "
+            "lm-eval's tasks are counted in a run."
+        )
     sources = [source for text in training for source in named_sources(text)]
     found = data_overlap(
         sources,

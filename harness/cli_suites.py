@@ -139,7 +139,8 @@ def _declared_name(path: Path) -> str:
 def validate(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     """Check suites: declaration, data, metrics, judges, primary keys, version. A line for each.
 
-    Exit code 0: a run would take them all; 2: it would not, and every error is printed.
+    Exit code 0: a run would take them all; 2: it would not, and every error is printed. The tasks
+    and data of lm-eval are looked at where --data names a local copy.
     """
     copies = parse_data(data)
     errors: list[TbpoError] = []
@@ -181,7 +182,17 @@ def _checked(path: Path, copy: Path | None) -> str:
     if suite_kind(path) is not SuiteKind.PROMPTS:
         declared, digest = _declared(path)
         row = declared.model_dump(mode="json")
-        return f"{row['name']}  v{row['version']}  {_holds(row)}  {digest}"
+        said = f"{row['name']}  v{row['version']}  {_holds(row)}"
+        if suite_kind(path) is SuiteKind.TRAINING:
+            if copy is not None:
+                raise InputError(f"--data {row['name']}: a training suite has no data of its own")
+            return f"{said}  {digest}"
+        if copy is None:
+            return f"{said}, its data not looked at  {digest}"
+        from harness.capability.stage import plan_tasks
+
+        planned = plan_tasks(path, copy, None)
+        return f"{said}, {len(planned.examples):,} documents  {planned.card().content_sha256}"
     suite = load_suite(path, copy)
     load_metrics([suite])
     load_judges([suite])

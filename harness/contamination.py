@@ -34,7 +34,6 @@ from pathlib import Path
 from harness.adapters import resolve
 from harness.files import sha256_json
 from harness.report.contamination import warnings
-from harness.suites import Suite
 from harness.training.known import KnownData, known_data
 from harness.training.sources import Source
 from harness.training.texts import TrainingText, training_texts
@@ -220,7 +219,7 @@ def data_overlap(
 
 
 def find_contamination(
-    checkpoints: Sequence[Loadable], suites: Sequence[Suite]
+    checkpoints: Sequence[Loadable], suites: Examples
 ) -> tuple[Contamination, ...]:
     """Return what each checkpoint's training data hold of the suites, and warn of it.
 
@@ -233,8 +232,7 @@ def find_contamination(
     known = {c.spec.name: known_data(c.spec, _folder(c)) for c in checkpoints}
     if not suites or not any(data.sources for data in known.values()):
         return ()
-    examples = {suite.spec.name: suite.examples for suite in suites}
-    found = tuple(_each(known, examples))
+    found = tuple(_each(known, suites))
     for warning in warnings(found):
         log.warning("%s", warning)
     return found

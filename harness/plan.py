@@ -17,6 +17,7 @@ from harness.adapters.templates import check_templates
 from harness.capability.stage import CONTEXT, PlannedTasks, check_groups, plan_tasks
 from harness.checks import load_judges, load_metrics
 from harness.contamination import find_contamination
+from harness.dialogues import is_later_question
 from harness.engines.replay import check_answered
 from harness.engines.settings import EngineSettings
 from harness.errors import InputError, unknown_name
@@ -60,6 +61,9 @@ from harness.types import (
 from harness.types.records import PromptStyle
 
 log = logging.getLogger(__name__)
+
+READ = ("preference_accuracy", "reference_kl")
+"""Metric families that are filled by reading prompts with a float32 model."""
 
 
 class RunConfig(Record):
@@ -132,6 +136,7 @@ def make_plan(config: RunConfig) -> Plan:
         judges |= load_judges([outputs])
     _check_suite_names(suites, training, tasks)
     _check_plain(suites, checkpoints)
+    _check_read(suites)
     budget = Budget(config.budget, load_prices(config.prices))
     suites = tuple(_judged_by(suite, config.judges) for suite in suites)
     judges |= _llm_judges(config, suites, judges, budget)
@@ -204,6 +209,17 @@ def _check_plain(suites: Sequence[Suite], checkpoints: Sequence[Loadable]) -> No
             f"suite '{plain[0]}' puts its prompts plain, and '{servers[0]}' is an endpoint, which "
             "puts every prompt into a chat template. Leave one of them out."
         )
+
+
+def _check_read(suites: Sequence[Suite]) -> None:
+    """Refuse metrics that read given prompts where these hold a model's own answers."""
+    for suite in suites:
+        read = [name for name in READ if name in suite.spec.metrics]
+        if read and any(is_later_question(example.messages) for example in suite.examples):
+            raise InputError(
+                f"suite '{suite.spec.name}': metric '{read[0]}' reads prompts as they are given, "
+                "and later questions of a dialogue hold the checkpoint's own answers. Leave it out."
+            )
 
 
 def _training_logs(checkpoint: Loadable) -> Logs:
@@ -361,5 +377,9 @@ def _manifest(
         git_commit=provenance.git_commit(),
         counts=counts,
         training=training,
-        contamination=find_contamination(checkpoints, suites),
+        contamination=find_contamination(
+            checkpoints,
+            {suite.spec.name: suite.examples for suite in suites}
+            | {planned.name: planned.examples for planned in tasks},
+        ),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from harness.capability.stage import PlannedTasks
 from harness.groups import EngineGroup, speed_of
 from harness.judges import AnswerPair
 from harness.judges.llm import LlmJudge
@@ -132,7 +133,10 @@ def forecast(config: RunConfig) -> RunForecast:
     prompts = rendered(plan)
     prices = plan.budget.prices
     return RunForecast(
-        suites=tuple(_suite(plan, suite, prompts) for suite in plan.suites),
+        suites=(
+            *(_suite(plan, suite, prompts) for suite in plan.suites),
+            *map(_tasks, plan.tasks),
+        ),
         engines=tuple(_engine(plan, group) for group in plan.groups),
         judges=tuple(_judges(plan)),
         prices=f"{prices.currency} as of {prices.date}; {prices.note}",
@@ -141,6 +145,7 @@ def forecast(config: RunConfig) -> RunForecast:
 
 def _suite(plan: Plan, suite: Suite, prompts: Mapping[str, Prompts]) -> SuiteForecast:
     asked, samples = len(suite.examples), suite.spec.samples
+    units = len({example.unit or example.id for example in suite.examples})
     requests = asked * samples * len(plan.checkpoints)
     return SuiteForecast(
         suite=suite.spec.name,
@@ -149,7 +154,22 @@ def _suite(plan: Plan, suite: Suite, prompts: Mapping[str, Prompts]) -> SuiteFor
         requests=requests,
         prompt_tokens=_prompt_tokens(plan.checkpoints, suite, prompts),
         answer_tokens=requests * suite.spec.max_tokens,
-        win_rate=detectable_win_rate(WinRateDesign(prompts=asked)) if asked > 1 else None,
+        win_rate=detectable_win_rate(WinRateDesign(prompts=units)) if units > 1 else None,
+        difference=_difference(units) if units > 1 else None,
+    )
+
+
+def _tasks(planned: PlannedTasks) -> SuiteForecast:
+    """Return what is known of a suite that lm-eval runs: neither its requests nor its tokens."""
+    asked = len(planned.examples)
+    return SuiteForecast(
+        suite=planned.name,
+        prompts=asked,
+        samples=0,
+        requests=0,
+        prompt_tokens=None,
+        answer_tokens=0,
+        win_rate=None,
         difference=_difference(asked) if asked > 1 else None,
     )
 
@@ -181,7 +201,8 @@ def _engine(plan: Plan, group: EngineGroup) -> EngineForecast:
         checkpoints=tuple(c.spec.name for c in group.checkpoints),
         answer_tokens=tokens,
         tokens_per_second=found,
-        seconds=tokens / found if found else None,
+        # Nobody knows how long lm-eval's tasks take.
+        seconds=tokens / found if found and not plan.tasks else None,
     )
 
 

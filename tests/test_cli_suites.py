@@ -136,7 +136,7 @@ def test_sound_suites_get_a_line_each(tmp_path: Path, tbpo: Tbpo) -> None:
     found = dict(line.split("  ", 1) for line in out.splitlines())
     digest = load_suite(tmp_path / "dialogues.yaml").content_sha256
     assert found["dialogues"] == f"v1  6 examples, 3 dialogues  rows left out: none  {digest}"
-    assert found["tasks"].startswith("v2  2 tasks of lm-eval  ")
+    assert found["tasks"].startswith("v2  2 tasks of lm-eval, its data not looked at  ")
     assert found["hh"].startswith(
         "v1  60 examples, 60 dialogues  rows left out: none  1dc45ecdb70d"
     )
@@ -255,12 +255,16 @@ def test_counts_and_lengths_are_those_of_the_file(tbpo: Tbpo) -> None:
 def test_what_is_asked_is_said_in_words(tmp_path: Path, tbpo: Tbpo) -> None:
     sampling = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 2048, "samples": 5, "stop": ["\n"]}
     suite = write_suite(
-        tmp_path, sampling=sampling, temperatures={"math": 0.0}, citation="After nobody."
+        tmp_path,
+        sampling=sampling,
+        temperatures={"e0": 0.0},
+        fields={"reference": "good", "rejected": "bad", "subset": "id"},
+        citation="After nobody.",
     )
     lines = [line.strip() for line in tbpo("suites", "show", suite)[1].splitlines()]
     assert (
         "sampling: temperature 0.7, top-p 0.9, 5 answers a prompt of at most 2,048 tokens; an "
-        "answer ends at '\\n'; temperature by subset: math 0"
+        "answer ends at '\\n'; temperature by subset: e0 0"
     ) in lines
     assert "prompts: in the checkpoint's chat template" in lines
     assert any(line.startswith("tokens: tokens, neither direction is better: ") for line in lines)

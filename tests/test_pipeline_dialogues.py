@@ -173,6 +173,18 @@ def test_dialogues_that_may_become_too_long_are_refused_before_anything_starts(
     assert not Noting.asked
 
 
+def test_metrics_that_read_prompts_as_given_are_refused(
+    given: Path, suite: Path, tmp_path: Path
+) -> None:
+    import yaml
+
+    declared = yaml.safe_load(suite.read_text())
+    suite.write_text(yaml.safe_dump(declared | {"metrics": ["length", "reference_kl"]}))
+    with pytest.raises(InputError, match="metric 'reference_kl' reads prompts as they are given"):
+        run(config(given, suite, tmp_path / "run"))
+    assert not Noting.asked
+
+
 def test_a_lower_limit_on_answers_is_part_of_the_run(
     given: Path, suite: Path, tmp_path: Path
 ) -> None:

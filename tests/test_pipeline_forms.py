@@ -33,7 +33,7 @@ from suite_records import EXAMPLES, make_loadable
 
 from harness.plan import _training_logs
 from harness.reading import compare_run
-from harness.report.origin import dtype_text, sampling_text, weights_text
+from harness.report.origin import dtype_text, licence_text, sampling_text, weights_text
 from harness.store import GENERATIONS, RunFolder, read_run
 from harness.training_logs import NO_LOG
 from harness.types import (
@@ -196,6 +196,16 @@ def test_sampling_tells_what_differs_and_where_nothing_is_asked() -> None:
     told = sampling_text(warm, [in_form(Form.WEIGHTS, "a")])
     assert told == "temperature 0.7 (math 0), top-p 1, at most 9 tokens, 1 answer a prompt"
     assert sampling_text(card(None), []) == "nothing is asked: given answers are read"
+    assert sampling_text(card(None, runner="lm-eval"), []) == "by lm-eval, as it asks"
+
+
+def test_a_suites_data_are_told_where_they_are_not_its_own() -> None:
+    assert licence_text(card(None)) == "CC0-1.0"
+    used = {"source": "mine.jsonl", "sha256": "0123456789abcdef", "rows": 9}
+    told = licence_text(card(None, used=used | {"left_out": {"an empty turn": 2}}))
+    assert told == (
+        "CC0-1.0; read from mine.jsonl, SHA-256 0123456789ab; left out: 2 x an empty turn"
+    )
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,12 @@ PAIR = {"chosen": "\n\nHuman: A?\n\nAssistant: Yes.", "rejected": "\n\nHuman: A?
         ({"text": "B?", "key": True}, {"id": "key"}, "an id is .*, found bool"),
         ({"text": "B?", "key": "x\ny"}, {"id": "key"}, "id: "),
         ({"text": ""}, {}, "a turn is empty"),
+        ({"text": None}, {}, "field 'text' is missing"),
+        ({"text": "B?", "kind": None}, {"subset": "kind"}, "field 'kind' is missing"),
+        ({"text": ["B?"]}, {"user": "{text:>9}"}, "the declared fields do not fit"),
         ({"text": " \n"}, {}, "a turn is empty"),
         ({"text": "x" * 100_000}, {}, r"100,000 characters, .* raise data\.longest_prompt"),
-        ({"q": []}, {"user": "{q[0]}"}, "the template 'fields.user' does not fit"),
+        ({"q": []}, {"user": "{q[0]}"}, "the declared fields do not fit"),
         ({"text": "B?", "key": ["x"]}, {"id": "key"}, "an id is .*, found list"),
         ({"q": []}, {"user": None, "turns": "q"}, "turns must be a list of texts, found list"),
         ({"q": 7}, {"user": None, "turns": "q"}, "turns must be a list of texts, found int"),
@@ -231,6 +234,34 @@ def test_empty_prompts_are_dropped_and_counted_where_the_suite_says_so(tmp_path:
     assert len(suite.examples) == 3
     assert suite.used is not None
     assert suite.used.left_out == {"an empty turn": 1}
+
+
+def test_a_temperature_of_no_subset_is_refused(tmp_path: Path) -> None:
+    given = [row | {"kind": "math"} for row in rows(3)]
+    sampling = {"temperature": 0.7, "max_tokens": 4}
+    fields = {"user": "{text}", "id_from_prompt": True, "subset": "kind"}
+    named = {"sampling": sampling, "fields": fields}
+    assert load_suite(local(tmp_path, given, temperatures={"math": 0.0}, **named)).examples
+    with pytest.raises(InputError, match=r"temperatures: unknown subset 'maths'.*mean 'math'"):
+        load_suite(local(tmp_path, given, temperatures={"maths": 0.0}, **named))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"fields": {"turns": "q", "reference": "good"}}, "a row with turns asks several"),
+        (
+            {
+                "fields": {"user": "{text}", "id_from_prompt": True},
+                "data": {"path": "rows.jsonl", "licence": "x", "duplicates": "keep"},
+            },
+            "equal prompts have equal ids",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, changes: Row, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        load_suite(local(tmp_path, rows(2), **changes))
 
 
 def test_doubled_id_is_refused(tmp_path: Path) -> None:

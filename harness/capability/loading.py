@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +145,24 @@ def documents(suite: CapabilitySuite, data: Path | None, limit: int | None) -> l
         InputError: as `load_tasks`.
         DataError: a wrong row of a local file.
     """
-    return [example for task in load_tasks(suite, data) for example in _examples(task, limit)]
+    return [example for task in load_tasks(suite, data) for example in task_examples(task, limit)]
 
 
-def _examples(task: LoadedTask, limit: int | None) -> Iterator[Example]:
+def documents_sha256(tasks: Sequence[LoadedTask]) -> str:
+    """Return the hash of all documents of tasks, those of solved examples included."""
+    digest = hashlib.sha256()
+    with quiet(), same_random_state():
+        for task in tasks:
+            for leaf in task.leaves:
+                shown = leaf.fewshot_docs() if task.choice.shots else ()
+                for document in (*leaf.eval_docs, *(shown or ())):
+                    text = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
+                    digest.update(f"{leaf.config.task}\n{text}\n".encode())
+    return digest.hexdigest()
+
+
+def task_examples(task: LoadedTask, limit: int | None) -> Iterator[Example]:
+    """Yield a task's documents as examples; see `documents`."""
     for leaf, count in zip(task.leaves, task.counts(limit), strict=True):
         for number in range(count):
             message = Message(role=Role.USER, content=_asked(leaf, leaf.task_docs[number]))

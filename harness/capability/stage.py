@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.capability.loading import documents
+from harness.capability.loading import documents_sha256, load_tasks, task_examples
 from harness.capability.tasks import CapabilitySuite, load_capability_suite
 from harness.engines import Engine
 from harness.errors import InputError
-from harness.files import sha256_file, sha256_json
+from harness.files import sha256_json
 from harness.groups import EngineGroup
 from harness.types import Example, Form, Loadable, Score, SuiteCard
 from harness.types.records import DataUsed
@@ -23,6 +23,8 @@ FOLDER = "lm_eval"
 CONTEXT = 4096
 """Tokens that a prompt with its solved examples is given room for, where the model has as many."""
 
+RUNNER = "lm-eval"
+
 NO_LOGPROBS = "lm-eval's tasks read the log-probabilities of given texts, which it does not tell"
 
 
@@ -31,12 +33,14 @@ class PlannedTasks:
     """A suite of lm-eval's tasks with the documents that are evaluated.
 
     Attributes:
+        documents_sha256: hash of all documents, answers and solved examples included.
         data: folder of local data; None where lm-eval fetches its own.
         limit: most documents a task.
     """
 
     suite: CapabilitySuite
     examples: tuple[Example, ...]
+    documents_sha256: str
     data: Path | None
     limit: int | None
 
@@ -48,7 +52,8 @@ class PlannedTasks:
     def card(self) -> SuiteCard:
         """Return the suite as it is run."""
         spec = self.suite.spec
-        content = [self.suite.content_sha256, [e.model_dump(mode="json") for e in self.examples]]
+        examples = [example.model_dump(mode="json") for example in self.examples]
+        content = [self.suite.content_sha256, examples, self.documents_sha256]
         return SuiteCard(
             name=spec.name,
             version=spec.version,
@@ -61,14 +66,14 @@ class PlannedTasks:
             primary=spec.primary,
             has_reference=False,
             licence=spec.licence,
-            used=None if self.data is None else _used(self.data, len(self.examples)),
+            used=self._used,
+            runner=RUNNER,
         )
 
-
-def _used(folder: Path, rows: int) -> DataUsed:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    digest = sha256_json([[path.name, sha256_file(path)] for path in files])
-    return DataUsed(source=f"{folder.name}/", sha256=digest, rows=rows)
+    @property
+    def _used(self) -> DataUsed:
+        place = "lm-eval's own data sets" if self.data is None else f"{self.data.name}/"
+        return DataUsed(source=place, sha256=self.documents_sha256, rows=len(self.examples))
 
 
 def plan_tasks(path: Path, data: Path | None, limit: int | None) -> PlannedTasks:
@@ -79,7 +84,9 @@ def plan_tasks(path: Path, data: Path | None, limit: int | None) -> PlannedTasks
         DataError: a wrong row of a local file.
     """
     suite = load_capability_suite(path)
-    return PlannedTasks(suite, tuple(documents(suite, data, limit)), data, limit)
+    tasks = load_tasks(suite, data)
+    examples = tuple(example for task in tasks for example in task_examples(task, limit))
+    return PlannedTasks(suite, examples, documents_sha256(tasks), data, limit)
 
 
 def check_groups(tasks: Sequence[PlannedTasks], groups: Iterable[EngineGroup]) -> None:

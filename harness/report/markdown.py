@@ -13,6 +13,7 @@ from harness.report.origin import (
     dtype_text,
     engine_facts,
     facts,
+    licence_text,
     run_facts,
     sampling_text,
     weights_text,
@@ -393,7 +394,7 @@ def _suite_cards(report: Report) -> str:
             c.content_sha256[:12],
             str(c.examples),
             escape(sampling_text(c, manifest.checkpoints)),
-            escape(c.licence),
+            escape(licence_text(c)),
         ]
         for c in manifest.suites
     ]

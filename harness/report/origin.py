@@ -63,7 +63,8 @@ def sampling_text(card: SuiteCard, checkpoints: Sequence[Loadable]) -> str:
     """
     sampling = card.sampling
     if sampling is None:
-        return "nothing is asked: given answers are read"
+        asked = f"by {card.runner}, as it asks" if card.runner else "nothing is asked"
+        return asked if card.runner else f"{asked}: given answers are read"
     samples = f"{sampling.samples} {'answer' if sampling.samples == 1 else 'answers'} a prompt"
     recorded = [c.spec.name for c in checkpoints if c.form is Form.RECORDED]
     if recorded and len(recorded) == len(checkpoints):
@@ -72,6 +73,16 @@ def sampling_text(card: SuiteCard, checkpoints: Sequence[Loadable]) -> str:
     how += "".join(f" ({clean(n)} {value:g})" for n, value in card.temperatures.items())
     asked = f"{how}, top-p {sampling.top_p:g}, at most {sampling.max_tokens} tokens, {samples}"
     return f"{asked}; {clean(joined(recorded))} as recorded" if recorded else asked
+
+
+def licence_text(card: SuiteCard) -> str:
+    """Return the licence of a suite's data, and which file was read where it is not its own."""
+    used = card.used
+    if used is None:
+        return clean(card.licence)
+    left = [f"{count} x {reason}" for reason, count in used.left_out.items()]
+    out = f"; left out: {clean('; '.join(left))}" if left else ""
+    return f"{clean(card.licence)}; read from {clean(used.source)}, SHA-256 {used.sha256[:12]}{out}"
 
 
 def weights_text(checkpoint: Loadable) -> str:

@@ -111,7 +111,7 @@ def _fetched(spec: SuiteSpec, url: str) -> bytes:
     try:
         answer = httpx.get(url, follow_redirects=True, timeout=PATIENCE_S)
         answer.raise_for_status()
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise InputError(_unfetched(spec, str(error) or type(error).__name__)) from error
     return answer.content
 

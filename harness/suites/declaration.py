@@ -169,6 +169,12 @@ class Fields(Record):
     def _one_prompt(self) -> Self:
         if sum([self.user is not None, self.turns is not None, self.pair]) > 1:
             raise ValueError("name one of user, turns and pair")
+        about = (self.reference, self.rejected, self.expected, self.instructions, self.arguments)
+        if self.turns is not None and any(value is not None for value in about):
+            raise ValueError(
+                "turns: a reference, a rejected answer, what is expected and instructions belong "
+                "to one question, and a row with turns asks several"
+            )
         return self
 
 
@@ -205,6 +211,8 @@ class SuiteSpec(Record):
     def _asked(self) -> Self:
         if self.sampling is None and (self.judges or self.temperatures):
             raise ValueError("judges and temperatures need 'sampling': nothing is asked without")
+        if self.data.duplicates is Duplicates.KEEP and self.fields.id_from_prompt:
+            raise ValueError("equal prompts have equal ids: keep them under ids of their own")
         if self.style is PromptStyle.PLAIN and LIKELIHOOD in self.metrics:
             raise ValueError(f"'{LIKELIHOOD}' reads answers in the chat template: leave out style")
         if any(not 0 <= value <= 2 for value in self.temperatures.values()):

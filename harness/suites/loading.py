@@ -62,6 +62,8 @@ def load_suite(path: Path, data: Path | None = None) -> Suite:
     except InputError as error:
         raise InputError(f"suite '{spec.name}', {found.path}: {error}") from error
     examples = tuple(example for row in kept for example in row)
+    if data is None:
+        _check_temperatures(path, spec, examples)
     used = DataUsed(
         source=found.source,
         sha256=sha256_file(found.path),
@@ -80,6 +82,12 @@ def _key(row: Sequence[Example]) -> list[object]:
     """Return what a row is known by in any form of its file: its prompt, then its answers."""
     last = row[-1]
     return [[m.model_dump(mode="json") for m in last.messages], last.reference, last.rejected]
+
+
+def _check_temperatures(path: Path, spec: SuiteSpec, examples: Sequence[Example]) -> None:
+    subsets = {example.subset for example in examples if example.subset is not None}
+    if strange := sorted(spec.temperatures.keys() - subsets):
+        raise InputError(f"{path}: temperatures: {unknown_name('subset', strange[0], subsets)}")
 
 
 def _content(spec: SuiteSpec, examples: Sequence[Example]) -> str:

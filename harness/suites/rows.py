@@ -53,7 +53,8 @@ def read_examples(
         first = prompts.setdefault(made[-1].messages, number)
         if first != number and spec.data.duplicates is not Duplicates.KEEP:
             if spec.data.duplicates is Duplicates.REFUSE:
-                raise DataError(path, number, _doubled(made[0], ids, first))
+                named = not spec.fields.id_from_prompt
+                raise DataError(path, number, _doubled(made[0], ids, first, named=named))
             left_out[DUPLICATE] += 1
             continue
         for example in made:
@@ -64,8 +65,8 @@ def read_examples(
     return found, left_out
 
 
-def _doubled(example: Example, ids: Mapping[str, int], first: int) -> str:
-    if example.id in ids:
+def _doubled(example: Example, ids: Mapping[str, int], first: int, *, named: bool) -> str:
+    if named and example.id in ids:
         return f"example id '{example.id}' occurs twice"
     return (
         f"the prompt of '{example.id}' is that of line {first}. Take one out, or say in the YAML "
@@ -88,14 +89,29 @@ def _checked(path: Path, number: int, row: Row, spec: SuiteSpec) -> list[Example
         raise
     except KeyError as error:
         raise DataError(path, number, f"field {error} is missing") from error
-    except (AttributeError, IndexError) as error:
-        problem = f"the template 'fields.user' does not fit: {error}"
+    except (AttributeError, IndexError, TypeError) as error:
+        problem = f"the declared fields do not fit: {error}"
         raise DataError(path, number, problem) from error
     except ValidationError as error:
         raise DataError(path, number, validation_text(error)) from error
     except (MalformedRowError, ValueError) as error:
         raise DataError(path, number, str(error)) from error
     return made
+
+
+class Filled(dict[str, Any]):
+    """A row for a template: a field that is null is one that is missing."""
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a field.
+
+        Raises:
+            KeyError: it is not there, or null.
+        """
+        value = super().__getitem__(key)
+        if value is None:
+            raise KeyError(key)
+        return value
 
 
 def _examples(row: Row, fields: Fields) -> Iterator[Example]:
@@ -108,7 +124,7 @@ def _examples(row: Row, fields: Fields) -> Iterator[Example]:
     elif fields.turns is not None:
         asked = _questions(_value(row, fields.turns))
     elif fields.user is not None:
-        asked = [[{"role": Role.USER, "content": fields.user.format_map(row)}]]
+        asked = [[{"role": Role.USER, "content": fields.user.format_map(Filled(row))}]]
     else:
         asked = [row["messages"]]
     name = values.pop("id", None)
@@ -148,7 +164,7 @@ def _about(row: Row, fields: Fields) -> Row:
     if fields.id is not None:
         values["id"] = _id(_value(row, fields.id))
     if fields.subset is not None:
-        values["subset"] = str(_value(row, fields.subset))
+        values["subset"] = str(_value(Filled(row), fields.subset))
     if fields.expected is not None:
         values["expected"] = _expected(row, fields)
     if fields.instructions or fields.arguments or "instructions" in row:

@@ -486,6 +486,7 @@ class SuiteCard(Record):
         sampling: None where nothing is asked.
         temperatures: by subset, where it is another.
         used: the file that was read, where it does not come with the suite.
+        runner: who asks and scores, where it is not this package.
     """
 
     name: str
@@ -502,6 +503,7 @@ class SuiteCard(Record):
     # Left out of a dump where unset: manifests of suites that do without stay as they were.
     temperatures: dict[str, float] = Field(default_factory=dict, exclude_if=_nothing)
     used: DataUsed | None = Field(default=None, exclude_if=unset)
+    runner: str | None = Field(default=None, exclude_if=unset)
 
     @property
     def samples(self) -> int:
