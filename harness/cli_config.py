@@ -186,6 +186,18 @@ def parse_checkpoint(text: str, option: str = "--checkpoint") -> dict[str, str]:
     return fields
 
 
+def _divided(text: str, option: str, form: str) -> tuple[str, str]:
+    """Return both sides of the equals sign.
+
+    Raises:
+        InputError: a side is empty.
+    """
+    key, equals, value = text.partition("=")
+    if not (equals and key and value):
+        raise InputError(f"{option} '{text}': expected {form}")
+    return key, value
+
+
 def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML (numbers, true, null).
 
@@ -196,9 +208,7 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not (equals and key and value):
-            raise InputError(f"{option} '{text}': expected KEY=VALUE")
+        key, value = _divided(text, option, "KEY=VALUE")
         try:
             found[key] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
@@ -217,9 +227,7 @@ def parse_data(texts: Sequence[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for text in texts:
-        name, equals, path = text.partition("=")
-        if not (equals and name and path):
-            raise InputError(f"--data '{text}': expected SUITE=PATH")
+        name, path = _divided(text, "--data", "SUITE=PATH")
         if name in found:
             raise InputError(f"--data names the data of '{name}' twice")
         found[name] = Path(path)

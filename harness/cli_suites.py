@@ -124,12 +124,6 @@ def _resolved(names: tuple[str, ...]) -> dict[Path, int | None]:
     return resolve_names(names)
 
 
-def _declared_name(path: Path) -> str:
-    from harness.suites import read_yaml
-
-    return str(read_yaml(path).get("name"))
-
-
 # Validate.
 
 
@@ -142,12 +136,14 @@ def validate(names: tuple[str, ...], data: tuple[str, ...]) -> None:
     Exit code 0: a run would take them all; 2: it would not, and every error is printed. The tasks
     and data of lm-eval are looked at where --data names a local copy.
     """
+    from harness.suites import declared_name
+
     copies = parse_data(data)
     errors: list[TbpoError] = []
     seen: list[str] = []
     for path in _found(names, errors):
         try:
-            name = _declared_name(path)
+            name = declared_name(path)
             seen.append(name)
             click.echo(_checked(path, copies.get(name)))
         except TbpoError as error:
@@ -221,11 +217,11 @@ def show(
 ) -> None:
     """Show what suites ask, how, what is measured, and one prompt as a model reads it."""
     from harness.suite_text import view_lines
-    from harness.suites import SuiteKind, suite_kind
+    from harness.suites import SuiteKind, declared_name, suite_kind
 
     found = _resolved(names)
     copies = parse_data(data)
-    by_path = {path: _declared_name(path) for path in found}
+    by_path = {path: declared_name(path) for path in found}
     for name in copies:
         if name not in by_path.values():
             raise unknown_name("suite of --data", name, by_path.values())

@@ -43,7 +43,7 @@ from harness.likelihoods import (
     raw_scores,
 )
 from harness.metrics.likelihood import LogProbs
-from harness.plan import Plan, RunConfig, make_plan, rendered
+from harness.plan import DIVERGENCE, Plan, RunConfig, make_plan, rendered
 from harness.progress import over
 from harness.prompts import Prompts
 from harness.provenance import git_commit, hardware, now
@@ -57,18 +57,13 @@ from harness.store import (
     open_run,
 )
 from harness.suites import Suite
+from harness.suites.declaration import LIKELIHOOD
 from harness.types import Counts, Generation, Judgment, Loadable, Score, Status, SuiteExample
 
 log = logging.getLogger(__name__)
 
 JUDGED_TOGETHER = 1024
 """Pairs that a judge is given at once: large enough to keep an endpoint busy."""
-
-LIKELIHOOD = "preference_accuracy"
-"""Name of the metric family that is filled from log-probabilities of given answers."""
-
-DIVERGENCE = "reference_kl"
-"""Name of the metric family that is filled from the distributions of two checkpoints."""
 
 
 def run(config: RunConfig) -> Path:

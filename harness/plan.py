@@ -35,11 +35,12 @@ from harness.suites import (
     Suite,
     TrainingSuite,
     cut,
+    declared_name,
     lm_eval_suites,
     load_suites,
     load_training_suite,
-    read_yaml,
 )
+from harness.suites.declaration import LIKELIHOOD
 from harness.training_logs import NO_LOG, Logs, find_logs
 from harness.types import (
     REFERENCE,
@@ -62,7 +63,10 @@ from harness.types.records import PromptStyle
 
 log = logging.getLogger(__name__)
 
-READ = ("preference_accuracy", "reference_kl")
+DIVERGENCE = "reference_kl"
+"""Name of the metric family that is filled from the distributions of two checkpoints."""
+
+READ = (LIKELIHOOD, DIVERGENCE)
 """Metric families that are filled by reading prompts with a float32 model."""
 
 
@@ -160,8 +164,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _tasks(path: Path, config: RunConfig) -> PlannedTasks:
-    name = str(read_yaml(path).get("name"))
-    return plan_tasks(path, config.data.get(name), config.limit)
+    return plan_tasks(path, config.data.get(declared_name(path)), config.limit)
 
 
 def rendered(plan: Plan) -> dict[str, Prompts]:

@@ -110,6 +110,12 @@ def answer_score(
     )
 
 
+def ngram_score(answer: Generation, metric: str, value: float | None, n: int) -> Score:
+    """Return a score about an answer's n-grams; None where it has fewer than ``n`` words."""
+    reason = f"the answer has fewer than {n} words" if value is None else None
+    return answer_score(answer, metric, value, reason=reason, undefined=value is None)
+
+
 def prompt_score(
     answer: Generation,
     metric: str,

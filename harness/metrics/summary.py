@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from harness.metrics import answer_score, by_answer
+from harness.metrics import answer_score, by_answer, ngram_score
 from harness.types import Direction, Example, Generation, MetricInfo, Role, Score
 
 _WORD = re.compile(r"\w+")
@@ -103,14 +103,9 @@ def _copies(example: Example, answer: Generation) -> list[Score]:
         reason = NO_WORDS if source else NO_SOURCE
         return [answer_score(answer, key, None, reason=reason, undefined=True) for key in keys]
     return [
-        *(_share(answer, key, copied(source, said, n), n) for key, n in ORDERS.items()),
+        *(ngram_score(answer, key, copied(source, said, n), n) for key, n in ORDERS.items()),
         answer_score(answer, "copied_longest", longest_copied(source, said)),
     ]
-
-
-def _share(answer: Generation, key: str, value: float | None, n: int) -> Score:
-    reason = f"the answer has fewer than {n} words" if value is None else None
-    return answer_score(answer, key, value, reason=reason, undefined=value is None)
 
 
 class Summary:

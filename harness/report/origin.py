@@ -63,8 +63,9 @@ def sampling_text(card: SuiteCard, checkpoints: Sequence[Loadable]) -> str:
     """
     sampling = card.sampling
     if sampling is None:
-        asked = f"by {card.runner}, as it asks" if card.runner else "nothing is asked"
-        return asked if card.runner else f"{asked}: given answers are read"
+        if card.runner:
+            return f"by {card.runner}, as it asks"
+        return "nothing is asked: given answers are read"
     samples = f"{sampling.samples} {'answer' if sampling.samples == 1 else 'answers'} a prompt"
     recorded = [c.spec.name for c in checkpoints if c.form is Form.RECORDED]
     if recorded and len(recorded) == len(checkpoints):

@@ -26,6 +26,7 @@ from harness.suites.loading import (
 from harness.suites.names import (
     OUTPUTS,
     Group,
+    declared_name,
     known_groups,
     known_suites,
     resolve_names,
@@ -44,6 +45,7 @@ __all__ = [
     "TrainingSuite",
     "TrainingSuiteSpec",
     "cut",
+    "declared_name",
     "known_groups",
     "known_suites",
     "limited",

@@ -19,7 +19,7 @@ from harness.types import (
     TrainingCard,
     TrainingSource,
 )
-from harness.types.records import DataUsed, PromptStyle, is_chat, unset
+from harness.types.records import DataUsed, PromptStyle, blank, is_chat, unset
 
 LONGEST_PROMPT = 50_000
 """Characters of a chat beyond which a row is taken for a mistake, unless the suite says more."""
@@ -127,10 +127,6 @@ class ExpectedField(Record):
     refuse: tuple[str, ...] = ()
 
 
-def _off(value: object) -> bool:
-    return value is False
-
-
 class Fields(Record):
     """Which fields of a data row hold what.
 
@@ -160,8 +156,8 @@ class Fields(Record):
     instructions: str | None = Field(default=None, exclude_if=unset)
     arguments: str | None = Field(default=None, exclude_if=unset)
     turns: Names | None = Field(default=None, exclude_if=unset)
-    pair: bool = Field(default=False, exclude_if=_off)
-    id_from_prompt: bool = Field(default=False, exclude_if=_off)
+    pair: bool = Field(default=False, exclude_if=blank)
+    id_from_prompt: bool = Field(default=False, exclude_if=blank)
     subset: Names | None = Field(default=None, exclude_if=unset)
     expected: ExpectedField | None = Field(default=None, exclude_if=unset)
 
@@ -176,10 +172,6 @@ class Fields(Record):
                 "to one question, and a row with turns asks several"
             )
         return self
-
-
-def _none(value: object) -> bool:
-    return not value
 
 
 class SuiteSpec(Record):
@@ -201,7 +193,7 @@ class SuiteSpec(Record):
     fields: Fields = Fields()
     style: PromptStyle = Field(default=PromptStyle.CHAT, exclude_if=is_chat)
     sampling: Sampling | None = None
-    temperatures: dict[str, float] = Field(default_factory=dict, exclude_if=_none)
+    temperatures: dict[str, float] = Field(default_factory=dict, exclude_if=blank)
     metrics: tuple[str, ...] = Field(min_length=1)
     judges: tuple[str, ...] = ()
     primary: tuple[str, ...] = Field(min_length=1)

@@ -20,7 +20,14 @@ from harness.suites.declaration import (
     read_yaml,
     validation_text,
 )
-from harness.suites.names import OUTPUTS, known_groups, known_suites, resolve_names, suite_kind
+from harness.suites.names import (
+    OUTPUTS,
+    declared_name,
+    known_groups,
+    known_suites,
+    resolve_names,
+    suite_kind,
+)
 from harness.suites.rows import read_examples
 from harness.types import Example
 from harness.types.records import DataUsed
@@ -156,7 +163,7 @@ def load_suites(
     suites = []
     for path, most in found.items():
         if suite_kind(path) == SuiteKind.PROMPTS:
-            suite = load_suite(path, copies.get(_name(path)))
+            suite = load_suite(path, copies.get(declared_name(path)))
             limits = [value for value in (limit, most) if value is not None]
             suites.append(cut(suite, min(limits, default=None), max_tokens))
     seen = [s.spec.name for s in suites]
@@ -165,12 +172,8 @@ def load_suites(
     return suites
 
 
-def _name(path: Path) -> str:
-    return str(read_yaml(path).get("name"))
-
-
 def _check_copies(copies: Mapping[str, Path], found: Mapping[Path, int | None]) -> None:
-    names = [_name(path) for path in found]
+    names = [declared_name(path) for path in found]
     if strange := sorted(set(copies) - set(names)):
         raise unknown_name("suite of --data", strange[0], names)
 

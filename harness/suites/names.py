@@ -85,6 +85,15 @@ def _add(found: dict[Path, int | None], more: Mapping[Path, int | None]) -> None
         found[path] = None if None in (before, limit) else max(before, limit)  # type: ignore[type-var]
 
 
+def declared_name(path: Path) -> str:
+    """Return the name that a YAML file declares; nothing else of it is looked at.
+
+    Raises:
+        InputError: unreadable file.
+    """
+    return str(read_yaml(path).get("name"))
+
+
 def suite_kind(path: Path) -> SuiteKind:
     """Return what kind of suite a YAML file declares.
 

@@ -17,15 +17,12 @@ from harness.types.records import (
     Record,
     Status,
     SuiteCard,
+    blank,
 )
 from harness.types.stability import (
     TrainingCard,
     TrainingStability,
 )
-
-
-def _none(value: tuple[object, ...]) -> bool:
-    return not value
 
 
 class EngineCard(Record):
@@ -66,7 +63,7 @@ class RunManifest(Record):
     events: tuple[dict[str, Any], ...] = ()
     training: TrainingCard | None = None
     # Left out of a dump where nothing is known: other manifests keep their form.
-    contamination: tuple[Contamination, ...] = Field(default=(), exclude_if=_none)
+    contamination: tuple[Contamination, ...] = Field(default=(), exclude_if=blank)
 
 
 class DifferenceTest(Record):

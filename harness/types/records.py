@@ -53,6 +53,11 @@ def unset(value: object) -> bool:
     return value is None
 
 
+def blank(value: object) -> bool:
+    """Return whether a field holds nothing (false, or no entry) and is left out of a dump."""
+    return not value
+
+
 class CheckpointSpec(Record):
     """A checkpoint as the user named it.
 
@@ -147,10 +152,6 @@ class Loadable(Record):
         return self.spec.dtype if self.form is Form.WEIGHTS else None
 
 
-def _empty(value: tuple[object, ...]) -> bool:
-    return not value
-
-
 class Sampling(Record):
     """Sampling parameters of a suite; ``temperature`` 0 is greedy decoding.
 
@@ -164,7 +165,7 @@ class Sampling(Record):
     max_tokens: int = Field(ge=1)
     samples: int = Field(default=1, ge=1)
     # Left out of a dump where empty: requests without it keep their hash.
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=_empty)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), exclude_if=blank)
 
 
 class Instruction(Record):
@@ -179,10 +180,6 @@ class Expected(StrEnum):
 
     ANSWER = "answer"
     REFUSE = "refuse"
-
-
-def _absent(value: object) -> bool:
-    return value is None
 
 
 class Example(Record):
@@ -208,7 +205,7 @@ class Example(Record):
     instructions: tuple[Instruction, ...] = ()
     expected: Expected | None = None
     # Left out of a dump where it is None: the content of other suites keeps its hash.
-    unit: str | None = Field(default=None, exclude_if=_absent)
+    unit: str | None = Field(default=None, exclude_if=unset)
 
 
 class PromptStyle(StrEnum):
@@ -287,10 +284,6 @@ class Generation(Record):
     token_ids: tuple[int, ...] | None = None
 
 
-def _false(value: object) -> bool:
-    return value is False
-
-
 class Score(Record):
     """One number about one answer, or about one prompt where ``sample`` is None.
 
@@ -308,7 +301,7 @@ class Score(Record):
     value: float | None
     weight: float = Field(default=1.0, gt=0.0)
     reason: str | None = None
-    undefined: bool = Field(default=False, exclude_if=_false)
+    undefined: bool = Field(default=False, exclude_if=blank)
 
 
 class Outcome(StrEnum):
@@ -331,10 +324,6 @@ class Shown(StrEnum):
     BASELINE_FIRST = "baseline_first"
 
 
-def _no(value: bool) -> bool:
-    return not value
-
-
 class OrderedVerdict(Record):
     """Verdict on a pair whose answers were shown in one order.
 
@@ -353,7 +342,7 @@ class OrderedVerdict(Record):
     reply: str | None = None
     attempts: int = Field(default=1, ge=0)
     reason: str | None = None
-    unanswered: bool = Field(default=False, exclude_if=_no)
+    unanswered: bool = Field(default=False, exclude_if=blank)
 
 
 class Judgment(Record):
@@ -378,7 +367,7 @@ class Judgment(Record):
     length_difference: int
     reason: str | None = None
     # Left out of a dump where empty: judgments of other judges keep their published form.
-    orders: tuple[OrderedVerdict, ...] = Field(default=(), exclude_if=_empty)
+    orders: tuple[OrderedVerdict, ...] = Field(default=(), exclude_if=blank)
     item: int | None = Field(default=None, ge=0, exclude_if=unset)
 
     @property
@@ -475,10 +464,6 @@ class JudgeInfo(Record):
         return found is not None and (found.low is None or found.low <= 0.5)
 
 
-def _nothing(value: object) -> bool:
-    return not value
-
-
 class SuiteCard(Record):
     """A suite as it was run.
 
@@ -501,7 +486,7 @@ class SuiteCard(Record):
     has_reference: bool
     licence: str
     # Left out of a dump where unset: manifests of suites that do without stay as they were.
-    temperatures: dict[str, float] = Field(default_factory=dict, exclude_if=_nothing)
+    temperatures: dict[str, float] = Field(default_factory=dict, exclude_if=blank)
     used: DataUsed | None = Field(default=None, exclude_if=unset)
     runner: str | None = Field(default=None, exclude_if=unset)
 

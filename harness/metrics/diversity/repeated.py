@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.metrics import answer_score, by_answer
+from harness.metrics import by_answer, ngram_score
 from harness.metrics.diversity.pooled import GRAMS
 from harness.metrics.diversity.words import ngram_counts
 from harness.types import Direction, Example, Generation, MetricInfo, Score
@@ -39,12 +39,6 @@ def repetition(text: str, n: int) -> float | None:
     return 1 - len(counts) / counts.total() if counts else None
 
 
-def _score(answer: Generation, key: str, n: int) -> Score:
-    value = repetition(answer.text, n)
-    reason = f"the answer has fewer than {n} words" if value is None else None
-    return answer_score(answer, key, value, reason=reason, undefined=value is None)
-
-
 class Repetition:
     """``repetition_2``, ``repetition_3`` and ``repetition_4`` of every answer, in [0, 1)."""
 
@@ -53,7 +47,7 @@ class Repetition:
     def score(self, examples: Sequence[Example], generations: Sequence[Generation]) -> list[Score]:
         """Return three scores for each answer; None where it is too short."""
         return [
-            _score(answer, key, n)
+            ngram_score(answer, key, repetition(answer.text, n), n)
             for _, answer in by_answer(examples, generations)
             for key, n in _ORDERS.items()
         ]
