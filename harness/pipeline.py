@@ -135,7 +135,12 @@ class Work:
         self.readings: dict[str, Readings] = {}
         self.sums: dict[tuple[str, str], dict[str, LogProbs]] = {}
         self.stage = TaskStage(
-            plan.tasks, folder.path, plan.config.seed, lambda: self.scored, self._append_scores
+            plan.tasks,
+            folder.path,
+            plan.config.seed,
+            lambda: self.scored,
+            self._append_scores,
+            self._note,
         )
         self.sampler = Sampler(
             plan, folder, prompts, self.canaries, self.readings, self._note, self.stage

@@ -41,7 +41,7 @@ def main() -> None:
     from harness.capability.loading import chosen, load_tasks, task_manager
 
     declared = load_capability_suite(Path(suite))
-    tasks = load_tasks(declared, Path(data))
+    tasks = load_tasks(declared, Path(data), int(limit))
     arguments: dict[str, Any] = {
         "pretrained": folder,
         "dtype": "float32",
@@ -56,7 +56,7 @@ def main() -> None:
         model="vllm",
         model_args=arguments,
         tasks=[task.item for task in tasks],
-        samples=chosen(tasks, int(limit)),
+        samples=chosen(tasks),
         batch_size="auto",
         task_manager=task_manager(declared),
     )

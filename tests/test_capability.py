@@ -98,7 +98,7 @@ def run(
 ) -> list[Score]:
     given: dict[str, Any] = {"max_model_len": MAX_LEN, "limit": None, "data": data, "seed": 3}
     asked: CapabilitySuite = changes.pop("suite", suite())
-    return evaluate(engine, checkpoint, asked, out=out, **(given | changes))
+    return evaluate(engine, checkpoint, asked, out=out, **(given | changes)).scores
 
 
 def by_metric(scores: list[Score]) -> dict[str, dict[str, float | None]]:
@@ -381,11 +381,11 @@ def test_group_is_run_as_lm_eval_groups_it(checkpoint: Loadable, tmp_path: Path)
     engine = liking(checkpoint)
     engine.likes = lambda context, end: -1.0 if end.strip() in ("A", "ends 0 so 0.") else -3.0
     both = suite(names)
-    scores = run(engine, checkpoint, data, tmp_path / "out", suite=both, limit=60)
+    scores = run(engine, checkpoint, data, tmp_path / "out", suite=both, limit=2 * 57)
     found = by_metric(scores)
     listed = subjects()
     assert len(listed) == 57
-    # Sixty documents over 57 subjects: two of each, whose right answers are A and B.
+    # Two documents of each of 57 subjects, whose right answers are A and B.
     assert found["mmlu_acc"] == {f"mmlu/{s}/{i}": 1.0 - i for s in listed for i in range(2)}
     assert len(found["hellaswag_acc_norm"]) == ROWS - 3
     results = json.loads((tmp_path / "out" / "tiny" / "results.json").read_text())
@@ -397,6 +397,38 @@ def test_group_is_run_as_lm_eval_groups_it(checkpoint: Loadable, tmp_path: Path)
     after = listed[listed.index("anatomy") + 1]
     first, second, last = re.findall(r"(\w+) question (\d)\?", text)
     assert (first, second, last) == (("anatomy", "3"), (after, "3"), ("anatomy", "0"))
+
+
+@pytest.mark.parametrize("limit", [1, 3, 40, 60])
+def test_limit_is_spread_over_a_group(limit: int, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", ["mmlu"])
+    (whole,), (task,) = (load_tasks(suite(["mmlu"]), data, most) for most in (None, limit))
+    assert sum(task.counts) == limit
+    assert set(task.counts) <= {limit // 57, -(-limit // 57)} - {0}
+    kept = [leaf.config.task for leaf in task.item.get_all_tasks()]
+    assert kept == [leaf.config.task for leaf in task.leaves]
+    places = [[leaf.config.task for leaf in whole.leaves].index(name) for name in kept]
+    assert places == sorted(places)
+    assert max(np.diff([-1, *places, 57])) <= -(-57 // limit)
+    assert all(len(group) for group in task.item.get_all_groups())
+
+
+def test_group_with_some_of_its_tasks_is_averaged_over_those(
+    checkpoint: Loadable, tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data", ["mmlu"])
+    engine = liking(checkpoint)
+    engine.likes = lambda context, end: -1.0 if end.strip() == "A" else -3.0
+    scores = run(engine, checkpoint, data, tmp_path / "out", suite=suite(["mmlu"]), limit=3)
+    found = by_metric(scores)["mmlu_acc"]
+    assert list(found.values()) == [1.0] * 3
+    folder = tmp_path / "out" / "tiny"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["groups"]["mmlu"]["acc,none"] == 1.0
+    names = {key.split("/")[1] for key in found}
+    assert {p.stem for p in folder.glob("samples_*")} == {f"samples_mmlu_{n}" for n in names}
+    listed = documents(suite(["mmlu"]), data, 3)
+    assert [example.id for example in listed] == list(found)
 
 
 def test_solved_examples_come_from_a_file_of_them(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ from harness.groups import EngineGroup
 from harness.pipeline import run
 from harness.planning import forecast
 from harness.reading import compare_run
+from harness.report.lookup import Lookup
+from harness.report.text import NBSP
+from harness.report.verdict import limits
 from harness.store import SCORES, read_run
-from harness.types import CheckpointSpec, Form, Status
+from harness.types import PROMPTS_CUT, CheckpointSpec, Form, Status
 
 TASKS = ("arc_challenge", "truthfulqa_mc2", "winogrande")
 SOLVED = 3
@@ -126,6 +129,30 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
     output = run(run_config(given, tmp_path / "run", **asked))
     assert ReadingEngine.reads == each * (len(NAMES) - 1)
     assert (output / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
+
+
+def test_prompts_that_were_cut_are_said_so_in_the_report(
+    given: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    output = run(run_config(given, tmp_path / "run", max_model_len=300, **asked))
+    events = [e for e in read_run(output).manifest.events if e["event"] == PROMPTS_CUT]
+    assert [(e["suite"], e["checkpoint"]) for e in events] == [("general", n) for n in NAMES]
+    (counted,) = {e["prompts"] for e in events}
+    for name in NAMES:
+        kept = output / "lm_eval" / "general" / name / "results.json"
+        assert json.loads(kept.read_text("utf-8"))["config"]["prompts_cut"] == counted > 0
+    (said,) = [text for text in limits(Lookup(compare_run(output))) if "beginnings" in text]
+    assert said.startswith(f"General: prompts longer than 300{NBSP}tokens lost their beginnings")
+    for name in NAMES:
+        assert f"{name} {counted}{NBSP}prompts" in said
+
+
+def test_whole_prompts_are_not_called_cut(
+    given: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    output = run(run_config(given, tmp_path / "run", **asked))
+    assert not [e for e in read_run(output).manifest.events if e["event"] == PROMPTS_CUT]
+    assert not [text for text in limits(Lookup(compare_run(output))) if "beginnings" in text]
 
 
 @pytest.mark.parametrize("changed", ["an answer", "a solved example"])

@@ -496,7 +496,7 @@ def test_figures_are_files_named_by_the_markdown_and_drawn_in_the_html(
     text = files.markdown.read_text(encoding="utf-8")
     named = re.findall(r"\]\((figures/[^)]+\.svg)\)", text)
     assert sorted(named) == sorted(f"figures/{path.name}" for path in files.figures)
-    assert len(files.figures) == 4
+    assert len(files.figures) == 7  # two of win rates, three of quality and diversity
     drawn = [v for tag, key, v in page.attributes if (tag, key) == ("svg", "role")]
     assert len(drawn) == len(files.figures)
     for path in files.figures:

@@ -1,4 +1,4 @@
-"""The report's view of quality against diversity: drawn where a suite has both, else nowhere."""
+"""The report's view of quality against diversity: of the judged answers, or of another suite's."""
 
 from __future__ import annotations
 
@@ -52,8 +52,15 @@ def texts(files: ReportFiles) -> tuple[str, str]:
     return page_of(files).text, files.markdown.read_text(encoding="utf-8")
 
 
-def test_a_run_without_both_in_one_suite_has_no_such_view(tmp_path: Path) -> None:
-    files = render(comparison(), tmp_path)
+def without_diversity(found: Comparison) -> Comparison:
+    cards = tuple(c for c in found.manifest.suites if c.name != "diversity")
+    manifest = found.manifest.model_copy(update={"suites": cards})
+    metrics = tuple(r for r in found.metrics if r.suite != "diversity")
+    return found.model_copy(update={"manifest": manifest, "metrics": metrics})
+
+
+def test_a_run_that_measures_no_diversity_has_no_such_view(tmp_path: Path) -> None:
+    files = render(without_diversity(comparison()), tmp_path)
     for text in texts(files):
         assert "Quality and diversity" not in text
     assert not [path for path in files.figures if path.name.startswith("quality-")]
@@ -62,8 +69,9 @@ def test_a_run_without_both_in_one_suite_has_no_such_view(tmp_path: Path) -> Non
 def test_win_rate_stands_against_self_bleu_with_both_intervals(tmp_path: Path) -> None:
     found = with_metric(comparison(), ["distinct_1", "self_bleu"])
     lookup = Lookup(found)
-    (plot,) = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
-    assert plot.chart.stem == STEM
+    plots = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
+    (plot,) = [p for p in plots if p.chart.stem == STEM]
+    assert f"{STEM}-diversity" not in {p.chart.stem for p in plots}
     assert [point.label for point in plot.chart.points] == list(NAMES)
     for point in plot.chart.points:
         assert point.x == lookup.estimate("summarization", "self_bleu", point.label)
@@ -80,10 +88,29 @@ def test_win_rate_stands_against_self_bleu_with_both_intervals(tmp_path: Path) -
     assert f"(figures/{STEM}.svg)" in texts(files)[1]
 
 
-def test_distinct_1_stands_in_and_the_baseline_is_even() -> None:
-    found = against_base(with_metric(comparison(), ["distinct_1"]))
+def test_diversity_is_another_suites_where_the_judged_one_has_none(tmp_path: Path) -> None:
+    found = comparison()
     lookup = Lookup(found)
-    (plot,) = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
+    blocks = judge_blocks(lookup)
+    plots = quality_plots(lookup, blocks, styles(NAMES))
+    assert [p.chart.stem for p in plots] == [f"quality-{b.stem}-diversity" for b in blocks]
+    (plot,) = [p for p in plots if p.chart.stem == f"{STEM}-diversity"]
+    for point in plot.chart.points:
+        assert point.x == lookup.estimate("diversity", "self_bleu", point.label)
+        rate = lookup.win_rates["summarization", "reference", point.label, REFERENCE]
+        assert point.y == rate.estimate
+    assert plot.chart.x_label == "Self-BLEU on diversity (BLEU; lower is more diverse)"
+
+    files = render(found, tmp_path)
+    for text in texts(files):
+        assert "win rate against reference over Self-BLEU on Diversity (lower is" in text
+
+
+def test_distinct_1_stands_in_and_the_baseline_is_even() -> None:
+    found = against_base(with_metric(without_diversity(comparison()), ["distinct_1"]))
+    lookup = Lookup(found)
+    plots = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
+    (plot,) = [p for p in plots if p.chart.stem == STEM]
     assert "Distinct-1 (%; higher is more diverse)" in plot.chart.x_label
     first = plot.chart.points[0]
     assert (first.label, first.y.value, first.y.low) == ("base", 0.5, None)
@@ -92,7 +119,8 @@ def test_distinct_1_stands_in_and_the_baseline_is_even() -> None:
 
 @pytest.mark.parametrize("absent", [["dpo"], list(NAMES[1:])])
 def test_checkpoints_without_either_are_named(absent: list[str]) -> None:
-    found = against_base(with_metric(comparison(), ["self_bleu"], absent))
+    found = against_base(with_metric(without_diversity(comparison()), ["self_bleu"], absent))
     lookup = Lookup(found)
-    plots = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
+    drawn = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
+    plots = [p for p in drawn if p.chart.stem.startswith(STEM)]
     assert [plot.absent for plot in plots] == ([("dpo",)] if absent == ["dpo"] else [])

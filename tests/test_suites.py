@@ -30,7 +30,7 @@ from harness.types import Example, Role
 COUNTS = {"instruction_following": 60, "hh": 60, "summarization": 40, "diversity": 30}
 
 PUBLISHED = {
-    ("diversity", 1): "d13c686851a9ff22",
+    ("diversity", 2): "4989b423d061e6ac",
     ("hh", 1): "1dc45ecdb70deffb",
     ("instruction_following", 1): "87a0cc0c8590334b",
     ("summarization", 1): "54e8ae90a3360c11",

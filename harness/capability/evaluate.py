@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,13 @@ Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 """By lm-eval's task name, what it logs of each document and filter."""
 
 
+class Evaluation(NamedTuple):
+    """The scores by document, and how many prompts of lm-eval's were cut on the left."""
+
+    scores: list[Score]
+    prompts_cut: int
+
+
 def evaluate(
     engine: Engine,
     checkpoint: Loadable,
@@ -47,7 +54,7 @@ def evaluate(
     data: Path | None,
     out: Path,
     seed: int,
-) -> list[Score]:
+) -> Evaluation:
     """Run lm-eval on the checkpoint that an engine holds, and return the scores by document.
 
     lm-eval's ``results.json`` and ``samples_TASK.jsonl`` are kept under ``out/CHECKPOINT``, whole
@@ -58,7 +65,7 @@ def evaluate(
     Args:
         engine: holds ``checkpoint``.
         max_model_len: longest prompt plus answer, in tokens; longer prompts are cut on the left.
-        limit: most documents a task; of a group spread over its tasks, rounded up.
+        limit: most documents a task; see `load_tasks`.
         data: folder of local data; None lets lm-eval fetch its own data sets.
         seed: of tasks that sample; few-shot examples follow the suite's own seed.
 
@@ -68,14 +75,14 @@ def evaluate(
         EngineError: the engine failed.
     """
     check_readable(engine, checkpoint)
-    tasks = load_tasks(suite, data)
+    tasks = load_tasks(suite, data, limit)
     from harness.capability.model import EngineLM
 
     model = EngineLM(
         engine, checkpoint, max_model_len=max_model_len, suite=suite.spec.name, seed=seed
     )
     with contained(data), tempfile.TemporaryDirectory(prefix="tbpo-") as scratch:
-        samples = _run(model, suite, tasks, limit, seed, Path(scratch))
+        samples = _run(model, suite, tasks, seed, Path(scratch))
         _keep(Path(scratch), out / checkpoint.spec.name, list(samples))
     if model.cut:
         log.warning(
@@ -85,7 +92,7 @@ def evaluate(
             model.cut,
             max_model_len,
         )
-    return scores(checkpoint.spec.name, suite, tasks, samples)
+    return Evaluation(scores(checkpoint.spec.name, suite, tasks, samples), model.cut)
 
 
 def check_readable(engine: Engine, checkpoint: Loadable) -> None:
@@ -115,7 +122,6 @@ def _run(
     model: EngineLM,
     suite: CapabilitySuite,
     tasks: Sequence[LoadedTask],
-    limit: int | None,
     seed: int,
     scratch: Path,
 ) -> Samples:
@@ -127,7 +133,7 @@ def _run(
     results = simple_evaluate(
         model=model,
         tasks=[task.item for task in tasks],
-        samples=chosen(tasks, limit),
+        samples=chosen(tasks),
         log_samples=True,
         apply_chat_template=suite.spec.chat_template,
         fewshot_as_multiturn=suite.spec.multiturn,

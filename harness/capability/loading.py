@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ class LoadedTask:
     Attributes:
         item: lm-eval's task or group.
         leaves: its tasks, in lm-eval's order; the task itself where it is no group.
+        counts: documents of each leaf that are evaluated, from the first on.
     """
 
     choice: TaskChoice
     item: Any
     leaves: tuple[Any, ...]
+    counts: tuple[int, ...]
 
     def prefix(self, leaf: Any) -> str:
         """Return what the ids of a task's documents begin with: ``mmlu/anatomy``."""
@@ -46,21 +48,16 @@ class LoadedTask:
             return own
         return f"{self.choice.task}/{own.removeprefix(f'{self.choice.task}_')}"
 
-    def counts(self, limit: int | None) -> list[int]:
-        """Return how many documents of each leaf are evaluated, from the first on.
 
-        ``limit`` is of the task; of a group it is spread over the leaves, rounded up.
-        """
-        most = None if limit is None else -(-limit // len(self.leaves))
-        sizes = [len(leaf.task_docs) for leaf in self.leaves]
-        return sizes if most is None else [min(most, size) for size in sizes]
-
-
-def load_tasks(suite: CapabilitySuite, data: Path | None) -> list[LoadedTask]:
+def load_tasks(
+    suite: CapabilitySuite, data: Path | None, limit: int | None = None
+) -> list[LoadedTask]:
     """Load a suite's tasks, each with its data.
 
     Args:
         data: folder of local data; None lets lm-eval fetch its own data sets.
+        limit: most documents a task; of a group spread evenly over its tasks, of which those
+            without a document are left out.
 
     Raises:
         InputError: unknown task, metric or filter; data that cannot be had or used.
@@ -69,7 +66,7 @@ def load_tasks(suite: CapabilitySuite, data: Path | None) -> list[LoadedTask]:
     tables = {} if data is None else {c.task: read_local(data, c) for c in suite.spec.tasks}
     with quiet(), same_random_state(), offline(data is not None):
         manager = task_manager(suite)
-        loaded = [_load(suite, manager, c, tables.get(c.task)) for c in suite.spec.tasks]
+        loaded = [_load(suite, manager, c, tables.get(c.task), limit) for c in suite.spec.tasks]
     for task in loaded:
         _check(task)
     return loaded
@@ -88,7 +85,11 @@ def task_manager(suite: CapabilitySuite) -> Any:
 
 
 def _load(
-    suite: CapabilitySuite, manager: Any, choice: TaskChoice, local: LocalData | None
+    suite: CapabilitySuite,
+    manager: Any,
+    choice: TaskChoice,
+    local: LocalData | None,
+    limit: int | None,
 ) -> LoadedTask:
     from lm_eval.tasks._factory import TaskFactory  # type: ignore[import-untyped]
 
@@ -109,7 +110,31 @@ def _load(
             raise
         raise _unfetched(suite, choice, error) from error
     leaves = tuple(item.get_all_tasks()) if choice.task in manager.all_groups else (item,)
-    return LoadedTask(choice, item, leaves)
+    counts = _counts([len(leaf.task_docs) for leaf in leaves], limit)
+    kept = {leaf: count for leaf, count in zip(leaves, counts, strict=True) if count}
+    if len(kept) < len(leaves):
+        _keep_only(item, kept)
+    return LoadedTask(choice, item, tuple(kept), tuple(kept.values()))
+
+
+def _counts(sizes: Sequence[int], limit: int | None) -> list[int]:
+    """Return how many documents of each task of so many are taken, ``limit`` over all of them."""
+    if limit is None:
+        return list(sizes)
+    ends = [limit * place // len(sizes) for place in range(len(sizes) + 1)]
+    return [min(size, end - start) for size, start, end in zip(sizes, ends, ends[1:], strict=False)]
+
+
+def _keep_only(group: Any, kept: Container[Any]) -> None:
+    """Take all other tasks out of a group of lm-eval's, and what groups they leave empty."""
+    for name in list(group.child_names):
+        child = group.get(name)
+        if hasattr(child, "child_names"):
+            _keep_only(child, kept)
+            if not len(child):
+                group.pop(name)
+        elif child not in kept:
+            group.pop(name)
 
 
 def _unfetched(suite: CapabilitySuite, choice: TaskChoice, error: Exception) -> InputError:
@@ -139,13 +164,13 @@ def documents(suite: CapabilitySuite, data: Path | None, limit: int | None) -> l
 
     Args:
         data: folder of local data; None lets lm-eval fetch its own data sets.
-        limit: most documents a task; of a group spread over its tasks, rounded up.
+        limit: most documents a task; see `load_tasks`.
 
     Raises:
         InputError: as `load_tasks`.
         DataError: a wrong row of a local file.
     """
-    return [example for task in load_tasks(suite, data) for example in task_examples(task, limit)]
+    return [example for task in load_tasks(suite, data, limit) for example in task_examples(task)]
 
 
 def documents_sha256(tasks: Sequence[LoadedTask]) -> str:
@@ -161,9 +186,9 @@ def documents_sha256(tasks: Sequence[LoadedTask]) -> str:
     return digest.hexdigest()
 
 
-def task_examples(task: LoadedTask, limit: int | None) -> Iterator[Example]:
+def task_examples(task: LoadedTask) -> Iterator[Example]:
     """Yield a task's documents as examples; see `documents`."""
-    for leaf, count in zip(task.leaves, task.counts(limit), strict=True):
+    for leaf, count in zip(task.leaves, task.counts, strict=True):
         for number in range(count):
             message = Message(role=Role.USER, content=_asked(leaf, leaf.task_docs[number]))
             yield Example(
@@ -181,12 +206,16 @@ def _asked(leaf: Any, document: Any) -> str:
     return "\n".join(leaf.doc_to_choice(document))
 
 
-def chosen(tasks: Sequence[LoadedTask], limit: int | None) -> dict[str, list[int]] | None:
+def chosen(tasks: Sequence[LoadedTask]) -> dict[str, list[int]] | None:
     """Return the places of the evaluated documents by lm-eval's task name; None for all."""
-    if limit is None:
+    if all(
+        count == len(leaf.task_docs)
+        for task in tasks
+        for leaf, count in zip(task.leaves, task.counts, strict=True)
+    ):
         return None
     return {
         leaf.config.task: list(range(count))
         for task in tasks
-        for leaf, count in zip(task.leaves, task.counts(limit), strict=True)
+        for leaf, count in zip(task.leaves, task.counts, strict=True)
     }

@@ -14,7 +14,7 @@ from harness.engines import Engine
 from harness.errors import InputError
 from harness.files import sha256_json
 from harness.groups import EngineGroup
-from harness.types import Example, Form, Loadable, Score, SuiteCard
+from harness.types import PROMPTS_CUT, Example, Form, Loadable, Score, SuiteCard
 from harness.types.records import DataUsed
 
 FOLDER = "lm_eval"
@@ -84,8 +84,8 @@ def plan_tasks(path: Path, data: Path | None, limit: int | None) -> PlannedTasks
         DataError: a wrong row of a local file.
     """
     suite = load_capability_suite(path)
-    tasks = load_tasks(suite, data)
-    examples = tuple(example for task in tasks for example in task_examples(task, limit))
+    tasks = load_tasks(suite, data, limit)
+    examples = tuple(example for task in tasks for example in task_examples(task))
     return PlannedTasks(suite, examples, documents_sha256(tasks), data, limit)
 
 
@@ -116,6 +116,7 @@ class TaskStage:
     Args:
         scored: identities of the scores there are; see ``harness.store.SCORES``.
         append: keeps scores.
+        note: keeps an event of the run with its facts.
     """
 
     def __init__(
@@ -125,12 +126,14 @@ class TaskStage:
         seed: int,
         scored: Callable[[], set[tuple[Any, ...]]],
         append: Callable[[Iterable[Score]], None],
+        note: Callable[..., None],
     ) -> None:
         self.tasks = tasks
         self.folder = folder
         self.seed = seed
         self.scored = scored
         self.append = append
+        self.note = note
 
     def missing(self, checkpoint: Loadable) -> list[PlannedTasks]:
         """Return the suites of which a checkpoint lacks a score."""
@@ -150,18 +153,25 @@ class TaskStage:
         from harness.capability.evaluate import evaluate
 
         for tasks in self.missing(checkpoint):
-            self.append(
-                evaluate(
-                    engine,
-                    checkpoint,
-                    tasks.suite,
-                    max_model_len=max_model_len,
-                    limit=tasks.limit,
-                    data=tasks.data,
-                    out=self.folder / FOLDER / tasks.name,
-                    seed=self.seed,
-                )
+            found = evaluate(
+                engine,
+                checkpoint,
+                tasks.suite,
+                max_model_len=max_model_len,
+                limit=tasks.limit,
+                data=tasks.data,
+                out=self.folder / FOLDER / tasks.name,
+                seed=self.seed,
             )
+            if found.prompts_cut:
+                self.note(
+                    PROMPTS_CUT,
+                    checkpoint=checkpoint.spec.name,
+                    suite=tasks.name,
+                    prompts=found.prompts_cut,
+                    max_model_len=max_model_len,
+                )
+            self.append(found.scores)
 
     def out_of_reach(self, checkpoint: Loadable) -> list[Score]:
         """Return the scores, without value, of a checkpoint whose weights are not here."""

@@ -12,10 +12,10 @@ from harness.report.tables import Line, metric_lines
 from harness.report.text import joined, short_names, shown
 from harness.report.verdict import agreement_text
 from harness.report.winrates import JudgeBlock
-from harness.types import SHARE, Estimate, SuiteCard
+from harness.types import SHARE, Estimate, MetricInfo, SuiteCard
 
 DISTINCT, ENTROPY, SELF_BLEU = "distinct_1", "entropy", "self_bleu"
-DIVERSITY = (DISTINCT, "distinct_2", SELF_BLEU, ENTROPY)
+DIVERSITY = (DISTINCT, "distinct_2", SELF_BLEU, ENTROPY, "embedding_distance", "vendi")
 
 EVEN = Estimate(value=0.5, n=0, clusters=0, method="a checkpoint against itself")
 
@@ -101,25 +101,44 @@ def diversity_blocks(lookup: Lookup, styles: dict[str, Style]) -> tuple[Diversit
 def quality_plots(
     lookup: Lookup, blocks: Sequence[JudgeBlock], styles: dict[str, Style]
 ) -> tuple[Plot, ...]:
-    """Return win rate against diversity for each judge of each suite that measures both."""
-    plots = (_quality_plot(lookup, block, styles) for block in blocks)
+    """Return win rate against diversity for each judge of each suite.
+
+    The diversity is that of the judged answers where their suite measures it, else that of the
+    answers to each suite of the run that does.
+    """
+    cards = lookup.comparison.manifest.suites
+    measured = {c.name: c for c in cards if _diversity_metric(lookup, c) is not None}
+    plots = (
+        _quality_plot(lookup, block, card, styles)
+        for block in blocks
+        for card in ([block.card] if block.card.name in measured else measured.values())
+    )
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _quality_plot(lookup: Lookup, block: JudgeBlock, styles: dict[str, Style]) -> Plot | None:
-    found = (lookup.metric(block.card, key) for key in (SELF_BLEU, DISTINCT))
-    metric = next((info for info in found if info is not None), None)
-    drawn = {} if metric is None else _quality_points(lookup, block, metric.key, styles)
+def _diversity_metric(lookup: Lookup, card: SuiteCard) -> MetricInfo | None:
+    found = (lookup.metric(card, key) for key in (SELF_BLEU, DISTINCT))
+    return next((info for info in found if info is not None), None)
+
+
+def _quality_plot(
+    lookup: Lookup, block: JudgeBlock, card: SuiteCard, styles: dict[str, Style]
+) -> Plot | None:
+    metric = _diversity_metric(lookup, card)
+    drawn = {} if metric is None else _quality_points(lookup, block, (card, metric), styles)
     if metric is None or not drawn:
         return None
     against = f"against {block.focus}"
     share = metric.unit == SHARE
     better = f"{metric.direction} is more diverse"
+    own = card.name == block.card.name
+    over = metric.title if own else f"{metric.title} on {card.title}"
+    on = metric.title if own else f"{metric.title} on {card.name}"
     chart = Chart(
-        stem=f"quality-{block.stem}",
-        alt=f"{block.card.title}, {block.title}: win rate {against} over {metric.title} "
+        stem=f"quality-{block.stem}" if own else f"quality-{block.stem}-{card.name}",
+        alt=f"{block.card.title}, {block.title}: win rate {against} over {over} "
         f"({better}). Win rate: {_values(drawn, SHARE)}",
-        x_label=f"{metric.title} ({'%' if share else metric.unit}; {better})",
+        x_label=f"{on} ({'%' if share else metric.unit}; {better})",
         y_label="Win rate (%)",
         points=tuple(drawn.values()),
         x_factor=100.0 if share else 1.0,
@@ -129,22 +148,26 @@ def _quality_plot(lookup: Lookup, block: JudgeBlock, styles: dict[str, Style]) -
     even = f" {block.focus} itself stands at 50 %." if block.focus in drawn else ""
     agreement = f" {agreement_text(block.judge)}" if block.judge else ""
     caption = (
-        f"{block.card.title}: win rate {against} over {metric.title} ({better}), {block.title}. "
+        f"{block.card.title}: win rate {against} over {over} ({better}), {block.title}. "
         f"The dashed line is an even contest; bars are intervals.{even}{agreement}"
     )
     return Plot(chart, caption, tuple(n for n in lookup.names if n not in drawn))
 
 
 def _quality_points(
-    lookup: Lookup, block: JudgeBlock, key: str, styles: dict[str, Style]
+    lookup: Lookup,
+    block: JudgeBlock,
+    measure: tuple[SuiteCard, MetricInfo],
+    styles: dict[str, Style],
 ) -> dict[str, Point]:
     """Return the checkpoints with both figures; the baseline too, if there is any other."""
+    card, metric = measure
     rates = {row.rate.candidate: row.rate.estimate for row in block.rows}
     labels = short_names(lookup.names)
     found = {}
     for name in lookup.names:
         rate = EVEN if name == block.focus else rates.get(name)
-        diversity = lookup.estimate(block.card.name, key, name)
+        diversity = lookup.estimate(card.name, metric.key, name)
         if diversity is not None and rate is not None and usable([diversity, rate]):
             found[name] = Point(labels[name], styles[name], diversity, rate)
     return {} if found.keys() <= {block.focus} else found

@@ -12,6 +12,7 @@ from harness.report.significance import ALPHA, significant
 from harness.report.tables import Change, change_of, resolved
 from harness.report.text import NBSP, clean, counted, joined, number, shown
 from harness.types import (
+    PROMPTS_CUT,
     SHARE,
     Comparison,
     DifferenceTest,
@@ -229,6 +230,7 @@ def limits(lookup: Lookup) -> list[str]:
         *_missing(lookup.comparison),
         *(f"Cannot be known: {clean(text)}." for text in lookup.comparison.unknown),
         *_truncated(lookup),
+        *_prompts_cut(lookup.comparison),
         *_seeds(lookup.comparison),
     ]
 
@@ -326,6 +328,21 @@ def _truncated(lookup: Lookup) -> Iterator[str]:
                 f"{card.title}: answers cut at {_token_limit(lookup, card)} "
                 f"({', '.join(cut)}), so their ends were not judged."
             )
+
+
+def _prompts_cut(comparison: Comparison) -> Iterator[str]:
+    titles = {card.name: card.title for card in comparison.manifest.suites}
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for event in comparison.manifest.events:
+        if event.get("event") == PROMPTS_CUT and event["suite"] in titles:
+            key = titles[event["suite"]], counted(event["max_model_len"], "token")
+            found.setdefault(key, {})[event["checkpoint"]] = event["prompts"]
+    for (title, most), cut in found.items():
+        each = joined([f"{name} {counted(count, 'prompt')}" for name, count in cut.items()])
+        yield (
+            f"{title}: prompts longer than {most} lost their beginnings, solved examples first "
+            f"({each}), so their values are not those of the full number of shots."
+        )
 
 
 def _token_limit(lookup: Lookup, card: SuiteCard) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.types.comparison import (
+    PROMPTS_CUT,
     Comparison,
     Corrected,
     DifferenceTest,
@@ -82,6 +83,7 @@ from harness.types.stability import (
 )
 
 __all__ = [
+    "PROMPTS_CUT",
     "REFERENCE",
     "SCHEMA_VERSION",
     "SHARE",

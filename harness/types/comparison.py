@@ -38,6 +38,10 @@ class EngineCard(Record):
     guarantees: tuple[str, ...] = ()
 
 
+PROMPTS_CUT = "prompts cut"
+"""Event of a run: prompts of ``suite`` that lost their beginnings to ``max_model_len``."""
+
+
 class RunManifest(Record):
     """What a run is, so that it can be repeated, and what state it is in.
 
