@@ -33,7 +33,7 @@ COPIES = {
 
 EMBEDDED = {"instruction_following", "hh", "summarization", "diversity"}
 ROWS, TOKENS = 4, 24
-NAMES = ("base", "tbpo-q")
+NAME = "tbpo-q"
 
 pytestmark = [
     pytest.mark.long,
@@ -57,10 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_process()
     from harness.pipeline import run
 
-    sources = {"base": "embedded:smollm2-135m-instruct", "tbpo-q": "embedded:tbpo-q"}
     return run(
         RunConfig(
-            checkpoints=tuple(CheckpointSpec(name=n, source=sources[n]) for n in NAMES),
+            checkpoints=(CheckpointSpec(name=NAME, source="embedded:tbpo-q"),),
             suites=tuple(COPIES),
             output=tmp_path_factory.mktemp("suites") / "run",
             limit=ROWS,
@@ -81,32 +80,29 @@ def test_one_engine_start_and_every_answer(folder: Path) -> None:
     assert len(started) == 1
     counts = manifest["counts"]["generations"]
     assert counts["present"] == counts["expected"] > 0
-    asked = {(g["suite"], g["checkpoint"]) for g in rows(folder, "generations.jsonl")}
-    silent = {"preference_accuracy", "open_llm_leaderboard"}
-    assert asked == {(suite, name) for suite in COPIES.keys() - silent for name in NAMES}
+    asked = {g["suite"] for g in rows(folder, "generations.jsonl")}
+    assert asked == COPIES.keys() - {"preference_accuracy", "open_llm_leaderboard"}
 
 
-def test_every_suite_has_its_primary_metrics_for_every_checkpoint(folder: Path) -> None:
+def test_every_suite_has_its_primary_metrics(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    found: dict[tuple[str, str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[float]] = {}
     for score in rows(folder, "scores.jsonl"):
         if score["value"] is not None:
-            key = (score["suite"], score["metric"], score["checkpoint"])
-            found.setdefault(key, []).append(score["value"])
+            found.setdefault((score["suite"], score["metric"]), []).append(score["value"])
     for card in manifest["suites"]:
         for metric in card["primary"]:
-            for name in NAMES:
-                values = found[card["name"], metric, name]
-                assert all(map(math.isfinite, values)), (card["name"], metric, name)
+            values = found[card["name"], metric]
+            assert all(map(math.isfinite, values)), (card["name"], metric)
 
 
 def test_second_turns_go_on_from_first_ones(folder: Path) -> None:
     answers = [g for g in rows(folder, "generations.jsonl") if g["suite"] == "mt_bench"]
-    first = {(g["checkpoint"], g["example_id"]): g for g in answers if "/" not in g["example_id"]}
+    first = {g["example_id"]: g for g in answers if "/" not in g["example_id"]}
     second = [g for g in answers if g["example_id"].endswith("/2")]
     assert len(second) == len(first) > 0
     for answer in second:
-        before = first[answer["checkpoint"], answer["example_id"].removesuffix("/2")]
+        before = first[answer["example_id"].removesuffix("/2")]
         assert answer["prompt_tokens"] > before["prompt_tokens"] + before["tokens"] - 2
 
 
