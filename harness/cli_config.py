@@ -37,7 +37,9 @@ output_option = click.option(
     "--output", type=click.Path(path_type=Path), help="Run folder to write or go on with."
 )
 limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="Only about this many examples of each suite."
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Only about this many examples of each suite; of lm-eval's, documents of each task.",
 )
 judge_option = click.option("--judge", "judges", multiple=True, metavar="SPEC", help=JUDGE_HELP)
 prices_option = click.option(
@@ -91,7 +93,9 @@ RUN_OPTIONS = (
     click.option(
         "--checkpoint", "checkpoints", multiple=True, metavar="SPEC", help=CHECKPOINT_HELP
     ),
-    click.option("--suite", "suites", multiple=True, help="Suite, group or YAML file. Repeat it."),
+    click.option(
+        "--suite", "--suites", "suites", multiple=True, help="Suite, group or YAML file. Repeat it."
+    ),
     click.option(
         "--config", type=click.Path(path_type=Path), help="YAML with these options as keys."
     ),

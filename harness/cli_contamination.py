@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from harness.cli_config import data_option, json_option, parse_data
 from harness.errors import InputError
 
 if TYPE_CHECKING:
-    from harness.types import DataOverlap, SuiteOverlap
+    from harness.types import DataOverlap, Example, SuiteOverlap
 
 
 @click.command()
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--suite",
+    "--suites",
     "suites",
     multiple=True,
     required=True,
@@ -59,23 +61,45 @@ def contamination(
     Exit code 0 whatever is found; 2 where something given cannot be read.
     """
     from harness.contamination import data_overlap
-    from harness.suites import load_suites
     from harness.training.known import named_sources
     from harness.types import OverlapParameters
 
-    loaded = load_suites(suites, data=parse_data(data))
-    if not loaded:
-        raise InputError(
-            f"{', '.join(suites)}: no prompts to look for. Name a suite of prompts; those of "
-            "lm-eval's tasks are counted in a run."
-        )
+    examples = _examples(suites, parse_data(data))
     sources = [source for text in training for source in named_sources(text)]
     found = data_overlap(
         sources,
-        {suite.spec.name: suite.examples for suite in loaded},
+        examples,
         OverlapParameters(words=words, share=share),
     )
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_lines(found)))
+
+
+def _examples(
+    suites: tuple[str, ...], copies: Mapping[str, Path]
+) -> Mapping[str, tuple[Example, ...]]:
+    """Return the prompts by suite; of lm-eval's tasks where there is a copy of their data.
+
+    Raises:
+        InputError: there are none.
+    """
+    from harness.suites import declared_name, lm_eval_suites, load_suites
+
+    found = {suite.spec.name: suite.examples for suite in load_suites(suites, data=copies)}
+    unseen = []
+    for path in lm_eval_suites(suites):
+        name = declared_name(path)
+        if name in copies:
+            from harness.capability.stage import plan_tasks
+
+            found[name] = plan_tasks(path, copies[name], None).examples
+        else:
+            unseen.append(f"{name} was not looked at; name a copy: --data {name}=FOLDER")
+    if not found:
+        said = unseen or [f"{', '.join(suites)}: no prompts to look for; name a suite of prompts"]
+        raise InputError("; ".join(said))
+    for line in unseen:
+        click.echo(f"tbpo: {line}", err=True)
+    return found
 
 
 def _lines(found: DataOverlap) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,13 @@ def diversity(file: Path, as_json: bool, embeddings: bool) -> None:
     """Measure the diversity of the samples in FILE, each figure with a 95 % interval.
 
     FILE is JSONL (plain or gzip), JSON, CSV or Parquet; a row is a prompt with its samples: id,
-    prompt, samples: [{"text": ...}, ...]. Without --embeddings no model is needed.
+    prompt, samples: [{"text": ...}, ...]. Without --embeddings no model is needed. --json
+    gives each metric under its key, such as distinct_1, with mean, interval and n.
     """
     from harness.diversity import file_diversity
 
     found = file_diversity(file, embeddings=embeddings)
-    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_lines(found)))
+    click.echo(json.dumps(found.row(), indent=2) if as_json else "\n".join(_lines(found)))
 
 
 def _lines(found: FileDiversity) -> Iterator[str]:

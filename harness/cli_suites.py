@@ -90,7 +90,7 @@ def _list_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{row['name']}  v{row['version']}  {_holds(row)}  {row['title']}"
     yield "groups:"
     for name, group in known_groups().items():
-        most = f", at most {group.limit} prompts of each" if group.limit else ""
+        most = f", about {group.limit} prompts of each" if group.limit else ""
         yield f"  {name}: {', '.join(group.suites)}{most}  {group.title}"
         if group.judges:
             yield f"    judges: {group.judges}"
@@ -231,8 +231,14 @@ def show(
         if suite_kind(path) is SuiteKind.PROMPTS:
             seen = _view(path, copies.get(by_path[path]), limit, reader)
             shown.append((seen.row(), list(view_lines(seen))))
+        elif suite_kind(path) is SuiteKind.LM_EVAL and by_path[path] in copies:
+            from harness.capability.view import view_tasks
+
+            tasks = view_tasks(path, copies[by_path[path]], limit, reader)
+            row = _row(path) | tasks.model_dump(mode="json") | {"examples": tasks.documents}
+            shown.append((row, [*_declared_lines(path), *tasks.lines()]))
         else:
-            shown.append((_row(path), list(_declared_lines(path))))
+            shown.append((_row(path), [*_declared_lines(path), *_unseen(path)]))
     if as_json:
         click.echo(json.dumps([row for row, _ in shown], indent=2))
     else:
@@ -281,6 +287,17 @@ def _declared_lines(path: Path) -> Iterator[str]:
         yield f"  {spec.parameters}"  # type: ignore[attr-defined]
     if row["citation"]:
         yield f"  citation: {row['citation']}"
+
+
+def _unseen(path: Path) -> Iterator[str]:
+    from harness.suites import SuiteKind, declared_name, suite_kind
+
+    if suite_kind(path) is SuiteKind.LM_EVAL:
+        name = declared_name(path)
+        yield (
+            "  data: lm-eval fetches its own in a run; they were not looked at, and no prompt is "
+            f"shown. A folder of copies is: --data {name}=FOLDER"
+        )
 
 
 # Pages.

@@ -74,6 +74,12 @@ class Figure(Record):
     reasons: dict[str, int]
     method: str
 
+    def row(self) -> dict[str, Any]:
+        """Return it for a JSON file: ``mean``, ``interval`` (null without one), then all else."""
+        known = self.model_dump(mode="json", exclude={"value", "low", "high"})
+        interval = None if self.low is None else [self.low, self.high]
+        return {"mean": self.value, "interval": interval, **known}
+
     @property
     def estimate(self) -> Estimate:
         """The figure as an estimate."""
@@ -97,6 +103,11 @@ class FileDiversity(Record):
     fewest_samples: int
     most_samples: int
     metrics: dict[str, Figure]
+
+    def row(self) -> dict[str, Any]:
+        """Return it for a JSON file: each metric under its own key."""
+        about = self.model_dump(mode="json", exclude={"metrics"})
+        return about | {key: figure.row() for key, figure in self.metrics.items()}
 
 
 def file_diversity(

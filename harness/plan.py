@@ -36,6 +36,7 @@ from harness.suites import (
     TrainingSuite,
     cut,
     declared_name,
+    known_groups,
     lm_eval_suites,
     load_suites,
     load_training_suite,
@@ -154,13 +155,21 @@ def make_plan(config: RunConfig) -> Plan:
         lambda checkpoint: max(room, longest_request(checkpoint, suites)),
     )
     check_groups(tasks, groups)
-    for warning in tokenizer_warnings(checkpoints):
+    for warning in (*tokenizer_warnings(checkpoints), *_without_judges(config)):
         log.warning("%s", warning)
     logs = [_training_logs(c) for c in checkpoints] if training else []
     card = training.card(found.source for found in logs) if training else None
     manifest = _manifest(config, suites, groups, checkpoints, metrics, judges, card, tasks)
     rows = tuple(row for found in logs for row in found.rows)
     return Plan(config, suites, checkpoints, groups, metrics, judges, budget, manifest, rows, tasks)
+
+
+def _without_judges(config: RunConfig) -> Iterator[str]:
+    """Yield what groups say of the judges they want, where none is named."""
+    groups = known_groups()
+    for name in config.suites if not config.judges else ():
+        if name in groups and (wanted := groups[name].judges):
+            yield f"'{name}' without --judge: no win rates by language models. {wanted.strip()}"
 
 
 def _tasks(path: Path, config: RunConfig) -> PlannedTasks:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.capability.local import FORMS
 from harness.checks import check_keys, named_judges, named_metrics
 from harness.errors import InputError
 from harness.files import write_atomic
@@ -112,7 +113,7 @@ def _index(rows: Sequence[str], groups: Mapping[str, Group]) -> Lines:
         yield from ("", *_table("group", "suites", "prompts of each", "what", "judges"))
         for name, group in groups.items():
             listed = ", ".join(group.suites)
-            most = f"at most {group.limit}" if group.limit else "all"
+            most = f"about {group.limit}" if group.limit else "all"
             yield _row(f"`{name}`", listed, most, group.title, group.judges or "the suites' own")
 
 
@@ -261,6 +262,10 @@ def _training(spec: TrainingSuiteSpec) -> Lines:
 def _tasks(spec: CapabilitySpec) -> Lines:
     yield from (*_head(spec), "", "## Data", "")
     yield f"lm-eval's own, fetched by it. Licences: {spec.licence}."
+    if local := {c.task: FORMS[c.task].wanted for c in spec.tasks if c.task in FORMS}:
+        yield from ("", f"`--data {spec.name}=FOLDER` takes local copies, in the hub's columns or")
+        yield from ("those of the published sources:", "", *_table("task", "files"))
+        yield from (_row(f"`{task}`", files) for task, files in local.items())
     yield from ("", "## Tasks", "", *_table("task", "solved examples", "metric", "filter", "key"))
     for choice in spec.tasks:
         names = (f"`{choice.task}`", str(choice.shots), choice.metric, choice.filter, choice.name)

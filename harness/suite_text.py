@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.suite_view import Lengths, SuiteView
 from harness.suites import DataRef, SuiteSpec
-from harness.suites.declaration import Duplicates
+from harness.suites.declaration import Duplicates, Empty
 from harness.types import Direction
 from harness.types.records import PromptStyle
 
@@ -48,7 +48,8 @@ def rows_text(data: DataRef) -> str:
         Duplicates.DROP: "of rows with one prompt the first",
         Duplicates.KEEP: "those with one prompt each count",
     }[data.duplicates]
-    return f"{taken}; {repeated}"
+    empty = "; rows with an empty prompt are left out" if data.empty is Empty.DROP else ""
+    return f"{taken}; {repeated}{empty}"
 
 
 def counts_text(counts: Mapping[str, float]) -> str:

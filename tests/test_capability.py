@@ -37,7 +37,7 @@ from fake_engine import FakeEngine
 from suite_records import make_loadable
 
 from harness.capability import AVERAGE, CapabilitySuite, documents, evaluate, load_capability_suite
-from harness.capability.loading import load_tasks
+from harness.capability.loading import _counts, first_prompt, load_tasks
 from harness.capability.local import read_local
 from harness.engines.settings import EngineSettings
 from harness.errors import InputError
@@ -360,7 +360,7 @@ def test_long_prompts_are_cut_on_the_left_and_said_so(
     results = json.loads((tmp_path / "out" / "tiny" / "results.json").read_text())
     cut = results["config"]["prompts_cut"]
     assert cut >= ROWS
-    assert f" {cut} prompts were longer than max_model_len 300" in said
+    assert f" {cut} prompts and their answers exceed max_model_len 300" in said
 
 
 def test_chat_template_makes_turns(checkpoint: Loadable, data: Path, tmp_path: Path) -> None:
@@ -373,6 +373,19 @@ def test_chat_template_makes_turns(checkpoint: Loadable, data: Path, tmp_path: P
     assert text.count("<s>") == 1
     assert re.findall(r"<\|\w+\|>", text) == ["<|user|>", "<|assistant|>"] * 3
     assert text.endswith(f"<|user|>Question: {gsm8k(0)['question']}\nAnswer:</s><|assistant|>")
+
+
+def test_prompt_that_is_shown_is_the_one_that_is_asked(
+    checkpoint: Loadable, data: Path, tmp_path: Path
+) -> None:
+    asked = suite()
+    run(liking(checkpoint), checkpoint, data, tmp_path / "out", suite=asked)
+    for task in load_tasks(asked, data):
+        example_id, text = first_prompt(task, asked)
+        assert example_id == f"{task.choice.task}/0"
+        lines = (tmp_path / "out" / "tiny" / f"samples_{task.choice.task}.jsonl").read_text()
+        logged = json.loads(lines.splitlines()[0])
+        assert (logged["doc_id"], logged["arguments"]["gen_args_0"]["arg_0"]) == (0, text)
 
 
 def test_group_is_run_as_lm_eval_groups_it(checkpoint: Loadable, tmp_path: Path) -> None:
@@ -411,6 +424,22 @@ def test_limit_is_spread_over_a_group(limit: int, tmp_path: Path) -> None:
     assert places == sorted(places)
     assert max(np.diff([-1, *places, 57])) <= -(-57 // limit)
     assert all(len(group) for group in task.item.get_all_groups())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "expected"),
+    [
+        ([5, 5, 5], None, [5, 5, 5]),
+        ([1, 9, 9], 9, [1, 4, 4]),
+        ([1, 2, 30], 30, [1, 2, 27]),
+        ([4, 0, 4], 2, [1, 0, 1]),
+        ([3, 4], 7, [3, 4]),
+    ],
+)
+def test_what_small_tasks_lack_is_taken_from_larger_ones(
+    sizes: list[int], limit: int | None, expected: list[int]
+) -> None:
+    assert _counts(sizes, limit) == expected
 
 
 def test_group_with_some_of_its_tasks_is_averaged_over_those(
@@ -559,9 +588,11 @@ def test_without_network_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        InputError, match=r"'arc_challenge' \(ConnectionError: no route.*--data general=DIR"
-    ):
+    wanted = (
+        r"'arc_challenge' \(ConnectionError: no route.*'arc_challenge_test.jsonl', split test of "
+        r"allenai/ai2_arc \(ARC-Challenge\); solved examples in .*: --data general=DIR"
+    )
+    with pytest.raises(InputError, match=wanted):
         load_tasks(suite(), None)
 
 

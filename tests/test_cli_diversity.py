@@ -63,18 +63,24 @@ def measured(tbpo: Tbpo, *words: str | Path) -> dict[str, Any]:
     return found
 
 
+def figures(found: dict[str, Any]) -> dict[str, Any]:
+    about = ("file", "prompts", "fewest_samples", "most_samples")
+    return {key: value for key, value in found.items() if key not in about}
+
+
 def test_every_figure_that_needs_no_model(tmp_path: Path, tbpo: Tbpo) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", rows())
     found = measured(tbpo, path)
     assert (found["file"], found["prompts"]) == (str(path), 12)
     assert (found["fewest_samples"], found["most_samples"]) == (3, 3)
-    assert list(found["metrics"]) == KEYS
-    for figure in found["metrics"].values():
-        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert list(figures(found)) == KEYS
+    for figure in figures(found).values():
+        low, high = figure["interval"]
+        assert low <= figure["mean"] <= high
         assert (figure["level"], figure["n"], figure["missing"]) == (0.95, 12, 0)
         assert figure["reasons"] == {}
         assert "cluster bootstrap" in figure["method"]
-    assert found["metrics"]["repetition_2"]["observations"] == 36
+    assert found["repetition_2"]["observations"] == 36
 
 
 def test_the_figures_are_those_of_a_comparison(tmp_path: Path) -> None:
@@ -123,16 +129,17 @@ def test_the_figures_on_the_terminal(tmp_path: Path, tbpo: Tbpo) -> None:
     assert line.endswith("n 0, missing 12")
     reason = "self-BLEU needs two samples with text, the prompt has 1"
     assert lines[lines.index(line) + 1] == f"    missing 12: {reason}"
-    value = measured(tbpo, path)["metrics"]["distinct_1"]
+    value = measured(tbpo, path)["distinct_1"]
     (line,) = [text for text in lines if text.split()[0] == "distinct_1"]
-    assert f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in line
+    low, high = value["interval"]
+    assert f"{value['mean']:.3f} [{low:.3f}, {high:.3f}]" in line
 
 
 def test_forms_of_file_and_of_samples_are_told_apart(tmp_path: Path, tbpo: Tbpo) -> None:
     given = rows()
     texts = [row | {"samples": [s["text"] for s in row["samples"]]} for row in given]
     coded = [row | {"samples": json.dumps(row["samples"])} for row in given]
-    expected = measured(tbpo, write_jsonl(tmp_path / "x.jsonl", given))["metrics"]
+    expected = figures(measured(tbpo, write_jsonl(tmp_path / "x.jsonl", given)))
     files = [
         write_gzip(tmp_path / "x.jsonl.gz", texts),
         write_json(tmp_path / "x.json", given),
@@ -140,17 +147,17 @@ def test_forms_of_file_and_of_samples_are_told_apart(tmp_path: Path, tbpo: Tbpo)
         write_parquet(tmp_path / "x.parquet", given),
     ]
     for path in files:
-        assert measured(tbpo, path)["metrics"] == expected
+        assert figures(measured(tbpo, path)) == expected
 
 
 def test_entropy_where_samples_carry_it(tmp_path: Path, tbpo: Tbpo) -> None:
     given = rows()
     for row in given:
         row["samples"][0]["entropy"], row["samples"][1]["entropy"] = 1, 2.5
-    found = measured(tbpo, write_jsonl(tmp_path / "x.jsonl", given))["metrics"]
+    found = figures(measured(tbpo, write_jsonl(tmp_path / "x.jsonl", given)))
     assert list(found) == [*KEYS, "entropy"]
     entropy = found["entropy"]
-    assert (entropy["value"], entropy["n"], entropy["observations"]) == (1.75, 12, 24)
+    assert (entropy["mean"], entropy["n"], entropy["observations"]) == (1.75, 12, 24)
     assert entropy["missing"] == 12
     assert entropy["reasons"] == {"nothing reported entropy over the whole vocabulary": 12}
 
@@ -160,16 +167,16 @@ def test_missing_values_are_counted_by_reason(tmp_path: Path, tbpo: Tbpo) -> Non
     given[0]["samples"] = [{"text": ""}, {"text": "word"}]
     found = measured(tbpo, write_jsonl(tmp_path / "x.jsonl", given))
     assert (found["fewest_samples"], found["most_samples"]) == (2, 3)
-    bleu = found["metrics"]["self_bleu"]
+    bleu = found["self_bleu"]
     assert (bleu["n"], bleu["missing"]) == (11, 1)
     assert bleu["reasons"] == {"self-BLEU needs two samples with text, the prompt has 1": 1}
-    assert found["metrics"]["self_bleu_across"]["reasons"] == {"the answer has no text": 1}
+    assert found["self_bleu_across"]["reasons"] == {"the answer has no text": 1}
 
 
 def test_a_single_prompt_has_no_interval(tmp_path: Path, tbpo: Tbpo) -> None:
-    found = measured(tbpo, write_jsonl(tmp_path / "x.jsonl", rows(prompts=1)))["metrics"]
-    assert found["distinct_1"]["value"] is not None
-    assert (found["distinct_1"]["low"], found["distinct_1"]["high"]) == (None, None)
+    found = figures(measured(tbpo, write_jsonl(tmp_path / "x.jsonl", rows(prompts=1))))
+    assert found["distinct_1"]["mean"] is not None
+    assert found["distinct_1"]["interval"] is None
 
 
 def test_embeddings_are_asked_for(
@@ -177,7 +184,7 @@ def test_embeddings_are_asked_for(
 ) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", rows())
     monkeypatch.setenv("TBPO_EMBEDDING_MODEL", str(tmp_path))
-    assert list(measured(tbpo, path)["metrics"]) == KEYS
+    assert list(figures(measured(tbpo, path))) == KEYS
     refused(tbpo("diversity", path, "--embeddings"), "is not a model folder")
 
 

@@ -12,11 +12,14 @@ import httpx
 import huggingface_hub
 import pytest
 import yaml
+from capability_records import write_data
 from command_records import Tbpo, refused
 from suite_records import EXAMPLES, SAMPLES, write_suite
 
 from harness.adapters import prepare
+from harness.capability.stage import plan_tasks
 from harness.files import packaged, sha256_file
+from harness.metrics.diversity import embeddings
 from harness.suites import known_groups, known_suites, load_suite, names
 from harness.types import CheckpointSpec
 
@@ -43,6 +46,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(httpx, "get", refuse)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(embeddings, "model_folder", lambda: Path())
 
 
 def write(folder: Path, declared: dict[str, Any], file: str = "tasks.yaml") -> Path:
@@ -103,7 +107,7 @@ def test_list_says_where_data_come_from(
         f"own  v1  {EXAMPLES} examples  Own",
         "tasks  v2  2 tasks of lm-eval  Two tasks",
         "groups:",
-        "  some: own, tasks, at most 50 prompts of each  Some",
+        "  some: own, tasks, about 50 prompts of each  Some",
         "    judges: whom you like",
     ]
     rows = {row["name"]: row for row in json.loads(tbpo("suites", "--json")[1])}
@@ -350,6 +354,28 @@ def test_suites_without_prompts_are_shown_from_their_declarations(
     assert out.startswith("tasks  v2  2 tasks of lm-eval  Two tasks\n  d\n")
     assert "  task: gsm8k, 5 solved examples, metric exact_match\n" in out
     assert "\n\ntraining_stability  v1  training logs" in out
+    assert "they were not looked at, and no prompt is shown. A folder of copies is: --data" in out
     rows = json.loads(tbpo("suites", "show", tmp_path / "tasks.yaml", "--json")[1])
     assert [task["task"] for task in rows[0]["tasks"]] == ["arc_challenge", "gsm8k"]
     refused(tbpo("suites", write(tmp_path, TASKS | {"tasks": []})), "tasks.yaml: tasks: ")
+
+
+def test_tasks_of_lm_eval_are_shown_with_a_copy_of_their_data(
+    tmp_path: Path, tbpo: Tbpo, tokenizer_folder: Path
+) -> None:
+    few = TASKS | {"tasks": [task | {"shots": 2} for task in TASKS["tasks"]]}
+    path = write(tmp_path, few)
+    data = write_data(tmp_path / "data", ["arc_challenge", "gsm8k"])
+    given = ("suites", "show", path, "--data", f"tasks={data}")
+    out = tbpo(*given)[1]
+    assert "  gsm8k: 8 documents; gsm8k/0 with its solved examples tokens not known" in out
+    assert out.rstrip().endswith("\nAnswer:")
+    (row,) = json.loads(tbpo(*given, "--json")[1])
+    assert row["examples"] == 5 + 8  # three rows of ARC are set aside for solved examples
+    planned = plan_tasks(path, data, None)
+    assert row["documents_sha256"] == planned.documents_sha256
+    assert [p["example_id"] for p in row["prompts"]] == ["arc_challenge/0", "gsm8k/0"]
+    for prompt in row["prompts"]:
+        assert prompt["text"].count("Question:") == 3
+    broken = tmp_path / "none"
+    refused(tbpo(*given[:-1], f"tasks={broken}"), str(broken))

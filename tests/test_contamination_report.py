@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from capability_records import ROWS, declared, write_data
 from command_records import Tbpo, refused
 from run_records import make_examples, run_manifest, suite_card
 from suite_records import NAMES, run_config, write_suite
@@ -318,6 +320,22 @@ def test_command_counts_without_a_run(suite: Path, rows: Path, tbpo: Tbpo) -> No
     stricter = DataOverlap.model_validate_json(out)
     assert stricter.parameters == OverlapParameters(words=5, share=0.9)
     assert stricter.suites[0].near == 0
+
+
+def test_command_says_which_tasks_of_lm_eval_it_looked_at(
+    suite: Path, rows: Path, tmp_path: Path, tbpo: Tbpo
+) -> None:
+    general = tmp_path / "general.yaml"
+    general.write_text(yaml.safe_dump(declared(["gsm8k"])))
+    given = ("contamination", "--training", rows, "--suites", suite, "--suites", general)
+    code, out, err = tbpo(*given)
+    assert (code, len(out.splitlines())) == (0, 4)
+    assert err == "tbpo: general was not looked at; name a copy: --data general=FOLDER\n"
+    data = write_data(tmp_path / "data", ["gsm8k"])
+    code, out, err = tbpo(*given, "--data", f"general={data}")
+    assert (code, err) == (0, "")
+    assert f"general: 0 exact and 0 near of {ROWS} prompts" in out
+    refused(tbpo(*given[:3], "--suite", general), "general was not looked at; name a copy")
 
 
 @pytest.mark.parametrize(

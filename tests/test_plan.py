@@ -15,6 +15,7 @@ from harness.engines.settings import EngineSettings
 from harness.errors import InputError
 from harness.groups import default_engine, guarantees, make_groups
 from harness.plan import RunConfig, make_plan
+from harness.suites.names import Group
 from harness.types import CheckpointSpec, Dtype, Form, Loadable, RunManifest, Status
 
 
@@ -289,3 +290,18 @@ def test_words_are_checked_where_no_checkpoint_has_a_use_for_them(
     assert [group.engine for group in make_groups([filed], {"chunk": 3}, {}, None)] == ["replay"]
     with pytest.raises(InputError, match=message):
         make_groups([filed], engine, endpoint, None)
+
+
+def test_group_whose_judges_are_not_named_says_so(
+    given: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = given / "own.yaml"
+    group = Group(title="t", suites=("own",), judges="Two large ones.")
+    monkeypatch.setattr("harness.suites.names.known_suites", lambda: {"own": path})
+    for module in ("harness.suites.names", "harness.plan"):
+        monkeypatch.setattr(f"{module}.known_groups", lambda: {"paper": group})
+    make_plan(run_config(given, given / "run", suites=("own",)))
+    assert "--judge" not in caplog.text
+    make_plan(run_config(given, given / "run", suites=("paper",)))
+    said = "'paper' without --judge: no win rates by language models. Two large ones."
+    assert said in caplog.text

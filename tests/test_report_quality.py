@@ -13,13 +13,15 @@ from harness.report.charts import quality_plots
 from harness.report.lookup import Lookup
 from harness.report.palette import styles
 from harness.report.winrates import judge_blocks
-from harness.types import REFERENCE, Comparison, MetricResult
+from harness.types import REFERENCE, Comparison, MetricResult, Sampling
 
 STEM = "quality-win-rate-summarization-reference"
 
 
-def with_metric(found: Comparison, keys: Sequence[str], absent: Sequence[str] = ()) -> Comparison:
-    """Give the summarization suite metrics of the diversity suite."""
+def with_metric(
+    found: Comparison, keys: Sequence[str], absent: Sequence[str] = (), samples: int = 2
+) -> Comparison:
+    """Give the summarization suite metrics of the diversity suite, and several answers."""
     infos = [info("diversity", key) for key in keys]
     results = [
         MetricResult(
@@ -33,7 +35,12 @@ def with_metric(found: Comparison, keys: Sequence[str], absent: Sequence[str] = 
         for i, name in enumerate(NAMES)
     ]
     cards = [
-        card.model_copy(update={"metrics": (*card.metrics, *infos)})
+        card.model_copy(
+            update={
+                "metrics": (*card.metrics, *infos),
+                "sampling": Sampling(temperature=0.7, max_tokens=96, samples=samples),
+            }
+        )
         if card.name == "summarization"
         else card
         for card in found.manifest.suites
@@ -88,8 +95,11 @@ def test_win_rate_stands_against_self_bleu_with_both_intervals(tmp_path: Path) -
     assert f"(figures/{STEM}.svg)" in texts(files)[1]
 
 
-def test_diversity_is_another_suites_where_the_judged_one_has_none(tmp_path: Path) -> None:
-    found = comparison()
+@pytest.mark.parametrize("keys", [[], ["distinct_1"]])
+def test_diversity_is_another_suites_where_the_judged_one_has_one_answer(
+    keys: list[str], tmp_path: Path
+) -> None:
+    found = with_metric(comparison(), keys, samples=1)
     lookup = Lookup(found)
     blocks = judge_blocks(lookup)
     plots = quality_plots(lookup, blocks, styles(NAMES))
@@ -104,6 +114,13 @@ def test_diversity_is_another_suites_where_the_judged_one_has_none(tmp_path: Pat
     files = render(found, tmp_path)
     for text in texts(files):
         assert "win rate against reference over Self-BLEU on Diversity (lower is" in text
+
+
+def test_a_run_without_several_answers_shows_what_one_tells() -> None:
+    found = with_metric(without_diversity(comparison()), ["distinct_1"], samples=1)
+    lookup = Lookup(found)
+    (plot,) = quality_plots(lookup, judge_blocks(lookup), styles(NAMES))
+    assert plot.chart.stem == STEM
 
 
 def test_distinct_1_stands_in_and_the_baseline_is_even() -> None:

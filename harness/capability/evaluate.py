@@ -38,7 +38,7 @@ Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class Evaluation(NamedTuple):
-    """The scores by document, and how many prompts of lm-eval's were cut on the left."""
+    """The scores by document, and how many different prompts were cut on the left."""
 
     scores: list[Score]
     prompts_cut: int
@@ -86,7 +86,7 @@ def evaluate(
         _keep(Path(scratch), out / checkpoint.spec.name, list(samples))
     if model.cut:
         log.warning(
-            "'%s', %s: %d prompts were longer than max_model_len %d and cut on the left",
+            "'%s', %s: %d prompts and their answers exceed max_model_len %d: cut on the left",
             checkpoint.spec.name,
             suite.spec.name,
             model.cut,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.capability.local import GROUPED, LocalData, local_task, read_local
+from harness.capability.local import FORMS, GROUPED, LocalData, local_task, read_local
 from harness.capability.quiet import offline, quiet, same_random_state
 from harness.capability.tasks import CapabilitySuite, TaskChoice
 from harness.errors import InputError, unknown_name
@@ -118,11 +118,16 @@ def _load(
 
 
 def _counts(sizes: Sequence[int], limit: int | None) -> list[int]:
-    """Return how many documents of each task of so many are taken, ``limit`` over all of them."""
-    if limit is None:
+    """Return how many documents of each task are taken: ``limit`` in all, evenly if there are."""
+    if limit is None or limit >= sum(sizes):
         return list(sizes)
-    ends = [limit * place // len(sizes) for place in range(len(sizes) + 1)]
-    return [min(size, end - start) for size, start, end in zip(sizes, ends, ends[1:], strict=False)]
+    taken = [0] * len(sizes)
+    while left := limit - sum(taken):
+        places = [place for place, size in enumerate(sizes) if taken[place] < size]
+        ends = [left * rank // len(places) for rank in range(len(places) + 1)]
+        for place, start, end in zip(places, ends, ends[1:], strict=False):
+            taken[place] += min(end - start, sizes[place] - taken[place])
+    return taken
 
 
 def _keep_only(group: Any, kept: Container[Any]) -> None:
@@ -139,9 +144,11 @@ def _keep_only(group: Any, kept: Container[Any]) -> None:
 
 def _unfetched(suite: CapabilitySuite, choice: TaskChoice, error: Exception) -> InputError:
     said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    form = FORMS.get(choice.task)
+    files = f" with {form.wanted}" if form else ""
     return InputError(
         f"lm-eval could not load the data set of its task '{choice.task}' ({said}). Where there "
-        f"is no network, give a folder of local copies: --data {suite.spec.name}=DIR."
+        f"is no network, give a folder of local copies{files}: --data {suite.spec.name}=DIR."
     )
 
 
@@ -173,8 +180,20 @@ def documents(suite: CapabilitySuite, data: Path | None, limit: int | None) -> l
     return [example for task in load_tasks(suite, data, limit) for example in task_examples(task)]
 
 
+def first_prompt(task: LoadedTask, suite: CapabilitySuite) -> tuple[str, str]:
+    """Return the id of a task's first document and its prompt, solved examples included.
+
+    A suite that puts prompts in a chat template has it without that template here.
+    """
+    leaf = task.leaves[0]
+    with quiet(), same_random_state():
+        leaf.set_fewshot_seed(seed=suite.spec.fewshot_seed)
+        leaf.build_all_requests(samples=[0])
+    return f"{task.prefix(leaf)}/0", str(leaf.instances[0].args[0])
+
+
 def documents_sha256(tasks: Sequence[LoadedTask]) -> str:
-    """Return the hash of all documents of tasks, those of solved examples included."""
+    """Return the hash of all documents of loaded tasks, those of solved examples included."""
     digest = hashlib.sha256()
     with quiet(), same_random_state():
         for task in tasks:

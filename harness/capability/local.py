@@ -30,34 +30,56 @@ class LocalForm:
     """How a task's data lie in a folder.
 
     Attributes:
+        hub: the data set that lm-eval fetches, and its configuration.
         files: names of the evaluated file. solved: of a file of solved examples.
         evaluated, shown: lm-eval's names of the splits that the rows are put in.
         convert: a row of the file as the hub has it.
     """
 
+    hub: str
     files: tuple[str, ...]
     solved: tuple[str, ...]
     evaluated: str
     shown: str
     convert: rows.Converter
 
+    @property
+    def wanted(self) -> str:
+        """Which files a folder of local data holds, in words."""
+        solved = f"; solved examples in {_names(self.solved)}" if self.solved else ""
+        return f"{_names(self.files)}, split {self.evaluated} of {self.hub}{solved}"
+
 
 FORMS = {
     "arc_challenge": LocalForm(
-        ("arc_challenge_test",), ("arc_challenge_train",), "test", "train", rows.arc
+        "allenai/ai2_arc (ARC-Challenge)",
+        ("arc_challenge_test",),
+        ("arc_challenge_train",),
+        "test",
+        "train",
+        rows.arc,
     ),
     "hellaswag": LocalForm(
+        "Rowan/hellaswag",
         ("hellaswag_val", "hellaswag_validation"),
         ("hellaswag_train",),
         "validation",
         "train",
         rows.hellaswag,
     ),
-    GROUPED: LocalForm(("mmlu_test",), ("mmlu_dev", "mmlu_train"), "test", "dev", rows.mmlu),
+    GROUPED: LocalForm(
+        "cais/mmlu", ("mmlu_test",), ("mmlu_dev", "mmlu_train"), "test", "dev", rows.mmlu
+    ),
     "truthfulqa_mc2": LocalForm(
-        ("truthfulqa", "truthfulqa_validation"), (), "validation", "train", rows.truthfulqa
+        "truthfulqa/truthful_qa (multiple_choice)",
+        ("truthfulqa", "truthfulqa_validation"),
+        (),
+        "validation",
+        "train",
+        rows.truthfulqa,
     ),
     "winogrande": LocalForm(
+        "allenai/winogrande (winogrande_xl)",
         ("winogrande_dev", "winogrande_validation"),
         ("winogrande_train",),
         "validation",
@@ -65,7 +87,12 @@ FORMS = {
         rows.winogrande,
     ),
     "gsm8k": LocalForm(
-        ("gsm8k_test",), ("gsm8k_train", "gsm8k_train_fewshot"), "test", "train", rows.gsm8k
+        "openai/gsm8k (main)",
+        ("gsm8k_test",),
+        ("gsm8k_train", "gsm8k_train_fewshot"),
+        "test",
+        "train",
+        rows.gsm8k,
     ),
 }
 """By lm-eval's name of the task."""

@@ -57,9 +57,6 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         max_model_len: longest prompt plus answer, in tokens.
         suite: named in the keys of requests.
         seed: of the random streams of tasks that sample.
-
-    Attributes:
-        cut: prompts that were cut on the left, so far.
     """
 
     def __init__(
@@ -77,9 +74,14 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer = configure_pad_token(checkpoint_tokenizer(checkpoint))
         self.suite = suite
         self.seed = seed
-        self.cut = 0
+        self._cut: set[str | bytes] = set()
         self._max_length = max_model_len
         self._shown_on = sys.stderr
+
+    @property
+    def cut(self) -> int:
+        """Different prompts that were cut on the left, so far."""
+        return len(self._cut)
 
     # -- what lm-eval wants to know ----------------------------------------------------------
 
@@ -170,7 +172,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Return of each continuation its log-likelihood, and whether greedy decoding gives it."""
-        rows = [self._placed(context, continuation) for _, context, continuation in requests]
+        rows = [self._placed(*request) for request in requests]
         # Side by side what begins alike, so that its beginning is computed once.
         order = sorted(range(len(rows)), key=lambda i: rows[i][0][: rows[i][1]].tobytes())
         found: dict[int, tuple[float, bool]] = {}
@@ -185,14 +187,17 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
                 shown.update(len(part))
         return [found[i] for i in range(len(rows))]
 
-    def _placed(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[Ids, int]:
+    def _placed(
+        self, texts: tuple[str, str] | None, context: Sequence[int], continuation: Sequence[int]
+    ) -> tuple[Ids, int]:
         """Return context and continuation, cut on the left, and where the latter begins.
 
         One token less than the longest length: an engine generates one.
         """
         ids = _compact(context) + _compact(continuation)
         over = max(0, len(ids) - (self.max_length - 1))
-        self.cut += over > 0
+        if over:
+            self._cut.add(texts[0] if texts else ids.tobytes())
         return ids[over:], max(1, len(context) - over)
 
     @property
@@ -267,7 +272,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             max_model_len=self.max_length,
             verbose=False,
         )
-        self.cut += len(prompt) < len(whole)
+        if len(prompt) < len(whole):
+            self._cut.add(context)
         sampling = Sampling(
             temperature=wanted.get("temperature", 0.0),
             top_p=wanted.get("top_p", 1.0),

@@ -33,7 +33,8 @@ class PlannedTasks:
     """A suite of lm-eval's tasks with the documents that are evaluated.
 
     Attributes:
-        documents_sha256: hash of all documents, answers and solved examples included.
+        documents_sha256: hash of all documents of the tasks that are evaluated, answers and solved
+            examples included.
         data: folder of local data; None where lm-eval fetches its own.
         limit: most documents a task.
     """

@@ -103,17 +103,21 @@ def quality_plots(
 ) -> tuple[Plot, ...]:
     """Return win rate against diversity for each judge of each suite.
 
-    The diversity is that of the judged answers where their suite measures it, else that of the
-    answers to each suite of the run that does.
+    The diversity is that of the judged answers where there are several to a prompt, else that of
+    each suite of the run with several; without any, what one answer to a prompt shows of it.
     """
     cards = lookup.comparison.manifest.suites
-    measured = {c.name: c for c in cards if _diversity_metric(lookup, c) is not None}
+    several = [c for c in cards if _several(c) and _diversity_metric(lookup, c) is not None]
     plots = (
         _quality_plot(lookup, block, card, styles)
         for block in blocks
-        for card in ([block.card] if block.card.name in measured else measured.values())
+        for card in ([block.card] if _several(block.card) or not several else several)
     )
     return tuple(plot for plot in plots if plot is not None)
+
+
+def _several(card: SuiteCard) -> bool:
+    return card.sampling is not None and card.sampling.samples > 1
 
 
 def _diversity_metric(lookup: Lookup, card: SuiteCard) -> MetricInfo | None:

@@ -340,8 +340,8 @@ def _prompts_cut(comparison: Comparison) -> Iterator[str]:
     for (title, most), cut in found.items():
         each = joined([f"{name} {counted(count, 'prompt')}" for name, count in cut.items()])
         yield (
-            f"{title}: prompts longer than {most} lost their beginnings, solved examples first "
-            f"({each}), so their values are not those of the full number of shots."
+            f"{title}: prompts that with their answers exceed {most} lost their beginnings, solved "
+            f"examples first ({each}), so their values are not those of the full number of shots."
         )
 
 

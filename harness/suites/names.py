@@ -24,7 +24,8 @@ class Group(Record):
     """Several suites under one name.
 
     Attributes:
-        limit: examples of each that are taken at most; all where it is None.
+        limit: about how many examples of each are taken, evenly over its subsets; all where it is
+            None.
         judges: which judges the protocol asks for, in words.
     """
 
