@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from training_records import pair_row, save_base, write_rows
 
 from harness.cli import main
 from harness.engines.environment import hide_mismatched_builds
+from harness.report.figures import svg
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,14 @@ def same_dtype_everywhere() -> Iterator[None]:
     """Let checkpoints have one default dtype, whatever this machine's processor is good at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.types.records.computes_bfloat16", lambda: True)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_chart_drawn_once() -> Iterator[None]:
+    """Keep drawn charts: hundreds of tests render a report, most of them with the same charts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.report.view.svg", lru_cache(maxsize=256)(svg))
         yield
 
 

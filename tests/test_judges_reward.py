@@ -29,7 +29,9 @@ from harness.judges.reward import (
     probability,
 )
 from harness.training.reward import (
+    Array,
     Features,
+    Pair,
     Rows,
     agreement,
     agreements,
@@ -295,16 +297,29 @@ def test_length_baseline_is_measured_again(test_rows: Rows) -> None:
     assert found == RewardManifest.model_validate(read_json(FOLDER / MANIFEST)).longer_answer_wins
 
 
+def reward_differences(pairs: Sequence[Pair], model: RewardModel) -> Array:
+    dialogues = [pair.messages for pair in pairs] * 2
+    answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    counts: list[int] = []
+    rewards = np.array(model.rewards(dialogues, answers, counts.append))
+    assert sum(counts) == len(answers)
+    return rewards[: len(pairs)] - rewards[len(pairs) :]
+
+
 @pytest.mark.slow
+def test_a_tenth_of_the_pairs_agrees_as_all_do(test_rows: Rows, real_model: RewardModel) -> None:
+    """Within three standard errors; a judge that prefers the rejected answers is four away."""
+    whole = real_model.manifest.test["overall"]
+    differences = reward_differences(test_rows.pairs[::10], real_model)
+    share, n = whole.correct / whole.n, len(differences)
+    assert abs((differences > 0).mean() - share) <= 3 * math.sqrt(share * (1 - share) / n)
+
+
+@pytest.mark.long
 def test_agreement_is_measured_again(test_rows: Rows, real_model: RewardModel) -> None:
     rows = test_rows
     assert rows.files == real_model.manifest.measured_on
-    dialogues = [pair.messages for pair in rows.pairs] * 2
-    answers = [pair.chosen for pair in rows.pairs] + [pair.rejected for pair in rows.pairs]
-    counts: list[int] = []
-    rewards = np.array(real_model.rewards(dialogues, answers, counts.append))
-    assert sum(counts) == len(answers)
-    differences = rewards[: len(rows.pairs)] - rewards[len(rows.pairs) :]
+    differences = reward_differences(rows.pairs, real_model)
     for name, found in agreements(differences, rows.subsets).items():
         expected = real_model.manifest.test[name]
         assert found.n == expected.n
