@@ -103,6 +103,7 @@ def test_readings_are_those_of_transformers_whatever_was_cached(
         assert found[-1].likeliest == (True,)
 
 
+@pytest.mark.long
 def test_two_workers_read_as_one(folders: Path, engine: VllmWorkers) -> None:
     held = checkpoint(folders, "a")
     engine.load(held)
@@ -137,6 +138,7 @@ def test_answer_stops_at_the_first_text(folders: Path, engine: VllmWorkers) -> N
     assert len(found.statistics.logprobs) == len(found.token_ids)
 
 
+@pytest.mark.long
 def test_unmerged_lora_has_no_ranks(folders: Path) -> None:
     settings = SETTINGS.model_copy(update={"max_loras": 1, "max_lora_rank": 8})
     with closing(VllmWorkers(settings, 0)) as made:

@@ -35,6 +35,8 @@ COMMAND = [
     "mini",
     "--limit",
     "2",
+    "--max-tokens",
+    "48",
     "--output",
 ]
 

@@ -19,7 +19,7 @@ from harness.labelled import Labelled, labelled_pairs, read_labelled
 from harness.training.data import Skips
 from harness.types import JudgeSpec, Judgment, Outcome, Shown
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine]
+pytestmark = [pytest.mark.long, pytest.mark.engine]
 
 SUITE = "hh/helpful"
 ENGINE = {"max_model_len": 1024, "max_num_seqs": 4}
