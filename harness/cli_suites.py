@@ -228,17 +228,24 @@ def show(
     reader = _reader(checkpoint)
     shown: list[tuple[dict[str, Any], list[str]]] = []
     for path, limit in found.items():
-        if suite_kind(path) is SuiteKind.PROMPTS:
-            seen = _view(path, copies.get(by_path[path]), limit, reader)
+        kind, name = suite_kind(path), by_path[path]
+        if kind is SuiteKind.PROMPTS:
+            seen = _view(path, copies.get(name), limit, reader)
             shown.append((seen.row(), list(view_lines(seen))))
-        elif suite_kind(path) is SuiteKind.LM_EVAL and by_path[path] in copies:
+            continue
+        row, lines = _row(path), list(_declared_lines(path))
+        if kind is SuiteKind.LM_EVAL and name in copies:
             from harness.capability.view import view_tasks
 
-            tasks = view_tasks(path, copies[by_path[path]], limit, reader)
-            row = _row(path) | tasks.model_dump(mode="json") | {"examples": tasks.documents}
-            shown.append((row, [*_declared_lines(path), *tasks.lines()]))
-        else:
-            shown.append((_row(path), [*_declared_lines(path), *_unseen(path)]))
+            tasks = view_tasks(path, copies[name], limit, reader)
+            row |= tasks.model_dump(mode="json") | {"examples": tasks.documents}
+            lines += tasks.lines()
+        elif kind is SuiteKind.LM_EVAL:
+            lines.append(
+                "  data: lm-eval fetches its own in a run; they were not looked at, and no prompt "
+                f"is shown. A folder of copies is: --data {name}=FOLDER"
+            )
+        shown.append((row, lines))
     if as_json:
         click.echo(json.dumps([row for row, _ in shown], indent=2))
     else:
@@ -287,17 +294,6 @@ def _declared_lines(path: Path) -> Iterator[str]:
         yield f"  {spec.parameters}"  # type: ignore[attr-defined]
     if row["citation"]:
         yield f"  citation: {row['citation']}"
-
-
-def _unseen(path: Path) -> Iterator[str]:
-    from harness.suites import SuiteKind, declared_name, suite_kind
-
-    if suite_kind(path) is SuiteKind.LM_EVAL:
-        name = declared_name(path)
-        yield (
-            "  data: lm-eval fetches its own in a run; they were not looked at, and no prompt is "
-            f"shown. A folder of copies is: --data {name}=FOLDER"
-        )
 
 
 # Pages.

@@ -36,8 +36,8 @@ from capability_records import (
 from fake_engine import FakeEngine
 from suite_records import make_loadable
 
-from harness.capability import AVERAGE, CapabilitySuite, documents, evaluate, load_capability_suite
-from harness.capability.loading import _counts, first_prompt, load_tasks
+from harness.capability import AVERAGE, CapabilitySuite, evaluate, load_capability_suite
+from harness.capability.loading import _counts, first_prompt, load_tasks, task_examples
 from harness.capability.local import read_local
 from harness.engines.settings import EngineSettings
 from harness.errors import InputError
@@ -55,6 +55,10 @@ def checkpoint(tokenizer_folder: Path) -> Loadable:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data")
+
+
+def documents(asked: CapabilitySuite, data: Path, limit: int | None) -> list[Example]:
+    return [e for task in load_tasks(asked, data, limit) for e in task_examples(task)]
 
 
 def number(text: str) -> int:

@@ -7,7 +7,6 @@ its kind over a running engine, its tasks over local data, and scores by documen
 from __future__ import annotations
 
 from harness.capability.evaluate import evaluate
-from harness.capability.loading import documents
 from harness.capability.tasks import (
     AVERAGE,
     CapabilitySpec,
@@ -21,7 +20,6 @@ __all__ = [
     "CapabilitySpec",
     "CapabilitySuite",
     "TaskChoice",
-    "documents",
     "evaluate",
     "load_capability_suite",
 ]

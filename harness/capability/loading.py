@@ -164,22 +164,6 @@ def _check(task: LoadedTask) -> None:
             raise unknown_name(f"filter of lm-eval's task '{choice.task}'", choice.filter, filters)
 
 
-def documents(suite: CapabilitySuite, data: Path | None, limit: int | None) -> list[Example]:
-    """Return the documents that are evaluated, without solved examples, in lm-eval's order.
-
-    The id is ``TASK/NUMBER``, of a group ``GROUP/TASK/NUMBER``; the number is lm-eval's.
-
-    Args:
-        data: folder of local data; None lets lm-eval fetch its own data sets.
-        limit: most documents a task; see `load_tasks`.
-
-    Raises:
-        InputError: as `load_tasks`.
-        DataError: a wrong row of a local file.
-    """
-    return [example for task in load_tasks(suite, data, limit) for example in task_examples(task)]
-
-
 def first_prompt(task: LoadedTask, suite: CapabilitySuite) -> tuple[str, str]:
     """Return the id of a task's first document and its prompt, solved examples included.
 
@@ -206,7 +190,10 @@ def documents_sha256(tasks: Sequence[LoadedTask]) -> str:
 
 
 def task_examples(task: LoadedTask) -> Iterator[Example]:
-    """Yield a task's documents as examples; see `documents`."""
+    """Yield the documents that are evaluated, without solved examples, in lm-eval's order.
+
+    The id is ``TASK/NUMBER``, of a group ``GROUP/TASK/NUMBER``; the number is lm-eval's.
+    """
     for leaf, count in zip(task.leaves, task.counts, strict=True):
         for number in range(count):
             message = Message(role=Role.USER, content=_asked(leaf, leaf.task_docs[number]))

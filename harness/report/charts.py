@@ -107,17 +107,19 @@ def quality_plots(
     each suite of the run with several; without any, what one answer to a prompt shows of it.
     """
     cards = lookup.comparison.manifest.suites
-    several = [c for c in cards if _several(c) and _diversity_metric(lookup, c) is not None]
+    several = [
+        card
+        for card in cards
+        if card.sampling is not None
+        and card.sampling.samples > 1
+        and _diversity_metric(lookup, card) is not None
+    ]
     plots = (
         _quality_plot(lookup, block, card, styles)
         for block in blocks
-        for card in ([block.card] if _several(block.card) or not several else several)
+        for card in ([block.card] if block.card in several or not several else several)
     )
     return tuple(plot for plot in plots if plot is not None)
-
-
-def _several(card: SuiteCard) -> bool:
-    return card.sampling is not None and card.sampling.samples > 1
 
 
 def _diversity_metric(lookup: Lookup, card: SuiteCard) -> MetricInfo | None:
